@@ -1,0 +1,417 @@
+"""The contract between the harness and everything that is compared: methods, tasks, scorers and metrics.
+
+A plug-in author needs this module, `tsdfm_bench.rng` and `tsdfm_bench.errors`, and nothing else. Conventions:
+
+* time runs from t = 0 (noise) to t = 1 (data);
+* shapes are written (batch, length); token ids are int64 in [0, vocab_size); a mask id is never part of a sample;
+* one random stream per sequence: what a sequence draws does not depend on batch size, order, shard or resume;
+* the harness counts network calls itself, by forward hooks on `networks()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from tsdfm_bench.rng import Streams
+
+API_VERSION = 1
+
+Draw = Literal["fp64", "legacy-fp32"]
+TopPRule = Literal["inclusive", "exclusive"]
+
+
+# ---------------------------------------------------------------------------------------------------- methods
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What a method is, known before any weight is loaded.
+
+    Args:
+        name: the name it is registered under.
+        family: "autoregressive", "masked diffusion", "score entropy", "flow matching", ...
+        tokenizer: identifier of its vocabulary ("task" = whatever the task uses); equal identifiers mean equal ids.
+        vocab_size: number of real tokens V, mask excluded; None = the task's.
+        sources: source distributions it can start from ("mask", "uniform", "unigram"); empty if it has none.
+        citation: arXiv id or BibTeX.
+        uses_steps: False for methods without a step count (autoregressive, file): one cell, steps = None.
+        options: option name -> allowed values, or a one-line description; shown by `tsdfm-bench methods NAME`.
+        api_version: version of this contract the method was written for.
+    """
+
+    name: str
+    family: str
+    tokenizer: str = "task"
+    vocab_size: int | None = None
+    sources: tuple[str, ...] = ()
+    citation: str = ""
+    uses_steps: bool = True
+    options: Mapping[str, tuple[str, ...] | str] = field(default_factory=dict)
+    api_version: int = API_VERSION
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One batch to sample.
+
+    Args:
+        streams: one random stream per sequence, (batch,).
+        length: tokens per sequence, >= 1.
+        steps: number of sampling steps, or None for methods without steps.
+        temperature: divides the logits before softmax; 0 means argmax.
+        top_p: nucleus mass in (0, 1], or None.
+        top_p_rule: "inclusive" keeps the token that crosses the mass (SDTT, DUO, transformers); "exclusive" drops it
+            but always keeps the most likely token (ReMDM, BD3-LM).
+        source: source distribution, or None for methods without one.
+        draw: "fp64" (default) or "legacy-fp32", the published fp32 exponential race.
+        prefix: (batch, length) int64 with the pinned tokens in place, or None.
+        pinned: (batch, length) bool, True where `prefix` must be kept, or None.
+        trace: keep the state after every step.
+    """
+
+    streams: Streams
+    length: int
+    steps: int | None
+    temperature: float = 1.0
+    top_p: float | None = None
+    top_p_rule: TopPRule = "inclusive"
+    source: str | None = None
+    draw: Draw = "fp64"
+    prefix: Tensor | None = None
+    pinned: Tensor | None = None
+    trace: bool = False
+
+    @property
+    def batch(self) -> int:
+        """Number of sequences asked for."""
+        return len(self.streams)
+
+
+@dataclass(frozen=True)
+class SampleBatch:
+    """What a method returns.
+
+    Args:
+        tokens: (batch, length) int64 in [0, vocab_size).
+        lengths: (batch,) int64, how many leading tokens of each row count.
+        trace: (batch, recorded_steps, length) integer tokens after each recorded step (a mask id may appear here), or None.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    trace: Tensor | None = None
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A text generator. Optional hook: `identify` (see below)."""
+
+    info: ClassVar[MethodInfo]
+
+    @classmethod
+    def load(cls, params: Mapping[str, object], device: str) -> Method:
+        """Make a ready sampler.
+
+        Args:
+            params: the method's options as the user gave them, plus the harness's own keys: `task` (name), `vocab_size`
+                (int, of the task), `checkpoint` (str or None), `source` (str or None) and `length` (int). An unknown
+                option must raise `tsdfm_bench.errors.UsageError`.
+            device: a torch device string.
+        """
+        ...
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The networks whose forward calls are counted, by role: "denoiser", "energy", "teacher", ..."""
+        ...
+
+    def refuse(self, request: SampleRequest) -> str | None:
+        """A reason why this request cannot be served (shown as a row), or None."""
+        ...
+
+    def sample(self, request: SampleRequest) -> SampleBatch:
+        """Sample one batch; tokens must depend on `request.streams` only through each sequence's own stream."""
+        ...
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which weights a (method, params) pair means, found without loading a network.
+
+    Args:
+        checkpoint: readable name, for example "sotu/mdlm"; "none" for a method without weights.
+        weights: "sha256:..." of the weight files, or "none".
+    """
+
+    checkpoint: str
+    weights: str
+
+
+class IdentifyHook(Protocol):
+    """Optional classmethod of a method. Without it the harness hashes the file or folder named by `checkpoint`."""
+
+    def identify(self, params: Mapping[str, object]) -> Identity:
+        """The identity of the weights `load(params)` would read; raises CheckpointError if they do not exist."""
+        ...
+
+
+# ------------------------------------------------------------------------------------------------------ tasks
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """What text is to be imitated.
+
+    Args:
+        name: the name it is registered under.
+        tokenizer: identifier of the vocabulary, with a hash: "sotu-bpe-2048@1a2b3c4d".
+        vocab_size: number of real tokens V.
+        length: default tokens per sequence.
+        data_hash: "sha256:..." over the data split that references are drawn from.
+        references: reference rows it offers: "real" first, then canaries.
+        description: one line.
+        citation: source and licence of the text.
+        api_version: version of this contract.
+    """
+
+    name: str
+    tokenizer: str
+    vocab_size: int
+    length: int
+    data_hash: str
+    references: tuple[str, ...]
+    description: str = ""
+    citation: str = ""
+    api_version: int = API_VERSION
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A text distribution with held-out references, canaries, prompts and (for synthetic ones) an exact law."""
+
+    info: TaskInfo
+
+    @classmethod
+    def load(cls, params: Mapping[str, object]) -> Task:
+        """Make the task; raises `AssetError` if its data cannot be obtained."""
+        ...
+
+    def decode(self, tokens: np.ndarray, lengths: np.ndarray) -> list[str]:
+        """Texts of (n, length) int token ids, n strings."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of one text."""
+        ...
+
+    def reference(self, name: str, streams: Streams, length: int) -> SampleBatch:
+        """Reference sequences: "real" held-out windows or a zero-parameter canary, (batch, length)."""
+        ...
+
+    def prompts(self, streams: Streams, length: int) -> Tensor:
+        """Held-out sequences (batch, length) int64 to take prompts from; the harness pins the positions it wants."""
+        ...
+
+
+# ---------------------------------------------------------------------------------------------------- scorers
+
+
+@dataclass(frozen=True)
+class ScorerInfo:
+    """A judge: a language model that gives token negative log-likelihoods.
+
+    Args:
+        name: short name used in columns, for example "smollm2".
+        title: full name printed under tables, for example "SmolLM2-135M-Instruct, Q4_1 GGUF".
+        revision: "sha256:..." of the weights, or a hub revision.
+        unit: what one NLL belongs to: "token" or "character".
+        dtype: arithmetic of the network, for example "float32".
+        window: longest context in units.
+        stride: step of the sliding window in units.
+        context: what is put before the first unit, for example "<|endoftext|>".
+        parameters: number of parameters.
+        licence: licence of the weights.
+        input: "text" (decoded and re-tokenised) or "ids".
+        api_version: version of this contract.
+    """
+
+    name: str
+    title: str
+    revision: str
+    unit: str
+    dtype: str
+    window: int
+    stride: int
+    context: str = ""
+    parameters: int = 0
+    licence: str = ""
+    input: str = "text"
+    api_version: int = API_VERSION
+
+
+@dataclass(frozen=True)
+class ScoreBatch:
+    """Scores of n texts.
+
+    Args:
+        nll: n arrays, NLL in nats of every scored unit, in order.
+        units: n int arrays of the same lengths, the scorer's own ids of the scored units.
+        special: n bool arrays of the same lengths, True where the unit is an end-of-text token.
+        bytes: (n,) number of UTF-8 bytes of each text.
+        features: (n, d) float32 mean-pooled hidden states, or None.
+    """
+
+    nll: list[np.ndarray]
+    units: list[np.ndarray]
+    special: list[np.ndarray]
+    bytes: np.ndarray
+    features: np.ndarray | None = None
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """A judge. `fetch` obtains its files (with a progress bar) and may raise `AssetError`; `load` reads them."""
+
+    info: ScorerInfo
+
+    @classmethod
+    def load(cls, params: Mapping[str, object], device: str) -> Scorer:
+        """Make a ready scorer. `params` has the user's options; `name` is what followed the colon in "hf:NAME"."""
+        ...
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The networks whose forward calls are counted."""
+        ...
+
+    def score(self, texts: Sequence[str]) -> ScoreBatch:
+        """NLLs of each text; a text's scores do not depend on the others in the batch beyond float rounding."""
+        ...
+
+
+# ---------------------------------------------------------------------------------------------------- metrics
+
+
+@dataclass(frozen=True)
+class CellData:
+    """Everything stored about one cell, as a metric sees it. Arrays are numpy; n sequences.
+
+    Args:
+        tokens: (n, length) int32 task token ids.
+        lengths: (n,) int64.
+        texts: n decoded texts.
+        vocab_size: number of real tokens.
+        scores: scorer name -> ScoreBatch of these texts.
+        scorer_info: scorer name -> ScorerInfo.
+        reference: the same record for held-out real text of equal n and length, or None.
+        reference_other: a second, disjoint set of real text (the ceiling for distances between samples), or None.
+        cost: measured cost of sampling (see `CostRecord`), or None for reference rows.
+        seed: root seed, for metrics that need randomness of their own.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    texts: list[str]
+    vocab_size: int
+    scores: Mapping[str, ScoreBatch]
+    scorer_info: Mapping[str, ScorerInfo]
+    reference: CellData | None = None
+    reference_other: CellData | None = None
+    cost: CostRecord | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class CostRecord:
+    """What sampling a cell cost.
+
+    Args:
+        sequences: number of sequences measured (warm-up batch excluded).
+        calls: role -> forward calls per batch, averaged over batches.
+        sequence_calls: role -> forward calls per sequence (rows that went through the network / sequences).
+        seconds: wall-clock seconds of sampling, device synchronised.
+        peak_memory_bytes: peak resident or device memory during sampling.
+        batch_size: sequences per batch.
+        device: name of the device.
+        threads: CPU threads used.
+    """
+
+    sequences: int
+    calls: Mapping[str, float]
+    sequence_calls: Mapping[str, float]
+    seconds: float
+    peak_memory_bytes: int
+    batch_size: int
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number with what is needed to give it an interval.
+
+    Either `columns` and `statistic` are given, and the harness computes value and a bootstrap interval over sequences,
+    or `value` is given, with `low` and `high` when the metric knows its own interval.
+
+    Args:
+        metric: column name, for example "gen_ppl"; a convention is appended after a slash: "gen_ppl/mdlm".
+        unit: "perplexity", "nats", "bits", "bits/byte", "1", "s", "calls", "bytes", ...
+        definition: one line: convention, scorer, what is counted, what the interval is over.
+        scorer: scorer name, or "" if none is involved.
+        columns: per-sequence arrays, each (n,).
+        statistic: maps the columns, each (..., n) with axis=-1, to the value (...); vectorised for the bootstrap.
+        value, low, high: a value that is not bootstrapped.
+        n: number of sequences behind the value; None = length of the columns.
+        better: "lower", "higher" or "" (neither is better).
+    """
+
+    metric: str
+    unit: str
+    definition: str
+    scorer: str = ""
+    columns: tuple[np.ndarray, ...] = ()
+    statistic: Callable[..., np.ndarray] | None = None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    better: str = ""
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """What a metric measures.
+
+    Args:
+        name: the name it is registered under.
+        description: one line.
+        needs: any of "scores", "reference", "features", "cost".
+        citation: arXiv id.
+        api_version: version of this contract.
+    """
+
+    name: str
+    description: str
+    needs: frozenset[str] = frozenset()
+    citation: str = ""
+    api_version: int = API_VERSION
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """A pure function of stored results."""
+
+    info: ClassVar[MetricInfo]
+
+    @classmethod
+    def load(cls, params: Mapping[str, object]) -> Metric:
+        """Make the metric."""
+        ...
+
+    def compute(self, cell: CellData) -> list[Measurement]:
+        """Measurements of one cell; an empty list where the metric does not apply."""
+        ...

@@ -1,0 +1,113 @@
+"""Counter-based random numbers: one stream per sequence, addressed by step, site and position.
+
+A uniform is a pure function of (key, sequence index, step, site, position): nothing is drawn "in order", so what a
+sequence sees does not depend on batch size, shard, order of batches or resume, and uniforms are made only for the
+positions that need them. The generator is Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as
+easy as 1, 2, 3", SC 2011), written in torch integer arithmetic so that it runs on every device with equal bits.
+
+The 128-bit counter holds (position, step, sequence, site); the 64-bit key is a hash of the root seed and the cell.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+_MASK32 = 0xFFFFFFFF
+_M0, _M1 = 0xD2511F53, 0xCD9E8D57
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85
+_ROUNDS = 10
+
+
+def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32-10.
+
+    Args:
+        counter: four int64 tensors of broadcastable shape holding 32-bit words.
+        key: 64-bit integer; its low word is the first key word.
+
+    Returns:
+        four int64 tensors of 32-bit words, of the broadcast shape.
+    """
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    k0, k1 = key & _MASK32, (key >> 32) & _MASK32
+    for _ in range(_ROUNDS):
+        p0, p1 = c0 * _M0, c2 * _M1  # 64-bit products; int64 wraps, the bits are the same
+        c0, c1, c2, c3 = ((p1 >> 32) & _MASK32) ^ c1 ^ k0, p1 & _MASK32, ((p0 >> 32) & _MASK32) ^ c3 ^ k1, p0 & _MASK32
+        k0, k1 = (k0 + _W0) & _MASK32, (k1 + _W1) & _MASK32
+    return c0, c1, c2, c3
+
+
+@lru_cache(maxsize=4096)
+def _site(name: str) -> int:
+    return zlib.crc32(name.encode())
+
+
+def derive_key(root_seed: int, *parts: str) -> int:
+    """A 63-bit key from a root seed and any number of names (for example a cell id)."""
+    digest = hashlib.sha256("\x1f".join([str(root_seed), *parts]).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+class Streams:
+    """One random stream per sequence.
+
+    Args:
+        key: from `derive_key`.
+        sequences: (batch,) int64 indices of the sequences within the cell.
+
+    Every method returns fp64 in the open interval (0, 1) with 52 random bits.
+    """
+
+    def __init__(self, key: int, sequences: Tensor) -> None:
+        if sequences.dim() != 1 or sequences.dtype != torch.int64:
+            raise ValueError("sequences must be a (batch,) int64 tensor")
+        self.key = key
+        self.sequences = sequences
+
+    @classmethod
+    def of(cls, root_seed: int, name: str, batch: int, first: int = 0, device: str | torch.device = "cpu") -> Streams:
+        """Streams of the sequences first .. first + batch - 1 of a cell called `name`."""
+        return cls(derive_key(root_seed, name), torch.arange(first, first + batch, device=device))
+
+    def __len__(self) -> int:
+        return self.sequences.numel()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the uniforms are made."""
+        return self.sequences.device
+
+    def to(self, device: str | torch.device) -> Streams:
+        """The same streams on another device."""
+        return Streams(self.key, self.sequences.to(device))
+
+    def select(self, rows: Tensor) -> Streams:
+        """The streams of some rows, (k,) int64 or a (batch,) bool mask."""
+        return Streams(self.key, self.sequences[rows])
+
+    def uniform(self, site: str, step: int, size: int) -> Tensor:
+        """(batch, size) uniforms of one step, one per position 0 .. size - 1."""
+        positions = torch.arange(size, device=self.device)
+        return self._draw(positions[None, :], step, self.sequences[:, None], site)
+
+    def uniform_at(self, site: str, step: int | Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        """(n,) uniforms for n (row, position) pairs; equal to `uniform(...)[rows, positions]`.
+
+        Args:
+            site: name of the decision.
+            step: one step for all, or (n,) int64.
+            rows, positions: (n,) int64.
+        """
+        return self._draw(positions, step, self.sequences[rows], site)
+
+    def _draw(self, position: Tensor, step: int | Tensor, sequence: Tensor, site: str) -> Tensor:
+        step_word = torch.as_tensor(step, dtype=torch.int64, device=self.device)
+        site_word = torch.tensor(_site(site), dtype=torch.int64, device=self.device)
+        a, b, _, _ = philox4x32((position, step_word, sequence, site_word), self.key)
+        bits = ((a >> 6) << 26) | (b >> 6)  # 26 + 26 = 52 bits: adding one half is exact, so 0 and 1 cannot occur
+        return (bits.to(torch.float64) + 0.5) * 2.0**-52
