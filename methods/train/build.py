@@ -1,0 +1,160 @@
+"""Networks and objectives of a recipe's stages: from nothing, from an earlier stage, or from a frozen teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tsdfm_bench.errors import CheckpointError, UsageError
+from tsdfm_bench.methods.nets.causal import CausalConfig, CausalTransformer
+from tsdfm_bench.methods.nets.compass import Compass
+from tsdfm_bench.methods.nets.dit import Block, DiT, DiTConfig
+from tsdfm_bench.methods.nets.pretrained import PretrainedNetwork
+from tsdfm_bench.methods.train.compass import CompassObjective
+from tsdfm_bench.methods.train.data import TrainingText
+from tsdfm_bench.methods.train.objectives import (
+    ARObjective,
+    DFMObjective,
+    MDLMObjective,
+    Objective,
+    SEDDObjective,
+)
+from tsdfm_bench.methods.train.recipe import Recipe, Stage
+from tsdfm_bench.methods.train.shaping import ShapingChooser, ShapingConfig
+from tsdfm_bench.methods.train.shortcut import BlindChooser, ShortcutObjective
+
+MakeObjective = Callable[[nn.Module], Objective]
+
+
+def outputs_of(stage: Stage, vocab_size: int) -> int:
+    """Embedding rows and logits: one more than V with the mask source."""
+    return vocab_size + 1 if stage.source == "mask" or stage.kind == "mdlm" else vocab_size
+
+
+def spectral_embedding(stream: np.ndarray, vocab_size: int, width: int) -> Tensor:
+    """Token vectors from the neighbours' positive pointwise mutual information (Levy and Goldberg, NeurIPS 2014).
+
+    Half of the width holds a token's left singular vector (what follows it), half its right one (what precedes it),
+    scaled to unit variance per token. (V, width) fp32.
+    """
+    counts = np.zeros((vocab_size, vocab_size))
+    np.add.at(counts, (stream[:-1], stream[1:]), 1)
+    expected = (counts.sum(1, keepdims=True) + 1) * (counts.sum(0, keepdims=True) + 1) / counts.sum()
+    pmi = torch.from_numpy(np.log(np.maximum(counts / expected, 1.0))).float()
+    left, values, right = torch.linalg.svd(pmi)
+    rank = width // 2
+    scale = values[:rank].sqrt()
+    vectors = torch.cat([left[:, :rank] * scale, right[:rank].T * scale], dim=1)
+    vectors = vectors - vectors.mean(dim=0)
+    return vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-3) * vectors.shape[1] ** 0.5
+
+
+def initialise(network: DiT | CausalTransformer, recipe: Recipe, text: TrainingText) -> None:
+    """Apply the recipe's `[start]` table to a fresh network."""
+    start = recipe.start
+    size = text.vocab_size
+    with torch.no_grad():
+        head = network.output.linear if isinstance(network, DiT) else network.head
+        if start.spectral:
+            vectors = spectral_embedding(text.streams["train"], size, network.config.width)
+            network.embedding.weight[:size] = vectors
+            head.weight[:size] = start.spectral_head * vectors.roll(vectors.shape[1] // 2, dims=1)
+        if start.unigram_bias:
+            head.bias[:size] = text.unigram()
+            head.bias[size:] = -20.0  # a mask id is never a clean token
+        if isinstance(network, DiT) and start.gate:
+            width = network.config.width
+            for block in network.blocks:
+                assert isinstance(block, Block)
+                for part in (2, 5):  # gate_a and gate_m of the six chunks
+                    block.adaln.bias[part * width : (part + 1) * width] = start.gate
+
+
+def copy_weights(network: DiT, donor: DiT) -> None:
+    """Start from an earlier network: tensors of equal name; rows beyond the shorter vocabulary stay as they are."""
+    own = network.state_dict()
+    for name, theirs in donor.state_dict().items():
+        if name not in own:
+            raise CheckpointError(f"cannot start from these weights: {name} has no counterpart")
+        if own[name].shape == theirs.shape:
+            own[name].copy_(theirs)
+        elif own[name].shape[1:] == theirs.shape[1:]:
+            rows = min(own[name].shape[0], theirs.shape[0])
+            own[name][:rows] = theirs[:rows]
+        else:
+            raise CheckpointError(
+                f"cannot start from these weights: {name} is {tuple(theirs.shape)}, needed {tuple(own[name].shape)}"
+            )
+    network.load_state_dict(own)
+
+
+def build_network(stage: Stage, recipe: Recipe, text: TrainingText, folder: Path) -> PretrainedNetwork:
+    """The network of a stage before its first step; earlier stages are read from `folder`."""
+    torch.manual_seed(recipe.training_of(stage).seed)
+    settings = recipe.network
+    if stage.kind == "compass":
+        teacher = DiT.from_pretrained(folder / stage.teacher)
+        return Compass.from_teacher(teacher, stage.blocks, bool(stage.options.get("see_origin", False)))
+    if stage.kind == "ar":
+        causal = CausalTransformer(
+            CausalConfig(
+                text.vocab_size,
+                text.length,
+                width=settings.width,
+                blocks=settings.blocks,
+                heads=settings.heads,
+                dropout=settings.dropout,
+            )
+        )
+        initialise(causal, recipe, text)
+        return causal
+    network = DiT(
+        DiTConfig(
+            text.vocab_size,
+            outputs_of(stage, text.vocab_size),
+            text.length,
+            width=settings.width,
+            blocks=settings.blocks,
+            heads=settings.heads,
+            condition=settings.condition,
+            dropout=settings.dropout,
+            step_aware=stage.kind in ("fsdfm", "tsdfm"),
+            time_scale=settings.time_scale,
+            fuser_init=settings.fuser_init,
+        )
+    )
+    initialise(network, recipe, text)
+    donor = stage.start_from or stage.teacher
+    if donor:
+        copy_weights(network, DiT.from_pretrained(folder / donor))
+    return network
+
+
+def build_objective(stage: Stage, text: TrainingText, folder: Path, device: str) -> MakeObjective:
+    """How to make the stage's objective once the trainer has its EMA copy."""
+    size, outputs = text.vocab_size, outputs_of(stage, text.vocab_size)
+    options: Mapping[str, Any] = {k: v for k, v in stage.options.items() if k != "see_origin"}
+    try:
+        if stage.kind == "ar":
+            return lambda ema: ARObjective(size)
+        if stage.kind == "mdlm":
+            return lambda ema: MDLMObjective(size)
+        if stage.kind == "sedd":
+            return lambda ema: SEDDObjective(size, outputs, **options)
+        if stage.kind == "dfm":
+            return lambda ema: DFMObjective(size, outputs, **options)
+        frozen = DiT.from_pretrained(folder / stage.teacher, device).requires_grad_(False)
+        if stage.kind == "compass":
+            return lambda ema: CompassObjective(size, outputs, frozen, **options)
+        if stage.kind == "fsdfm":
+            return lambda ema: ShortcutObjective(size, outputs, ema, frozen, choose=BlindChooser(), **options)
+        compass = Compass.from_pretrained(folder / stage.compass, device).requires_grad_(False)
+        chooser = ShapingChooser(ShapingConfig(**stage.shaping), compass)
+        return lambda ema: ShortcutObjective(size, outputs, ema, frozen, choose=chooser, **options)
+    except TypeError as error:
+        raise UsageError(f"stage '{stage.name}': {error}") from error

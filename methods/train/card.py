@@ -1,0 +1,107 @@
+"""What a checkpoint says about itself: the facts in `config.json` and the model card made from them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tsdfm_bench.methods.nets.pretrained import WEIGHTS_FILE, read_config, replace_file
+from tsdfm_bench.methods.train.data import TrainingText
+from tsdfm_bench.methods.train.recipe import Recipe, Stage
+from tsdfm_bench.methods.train.trainer import TrainingResult
+
+_BOUND = {
+    "ar": "exact NLL",
+    "mdlm": "NELBO (upper bound)",
+    "sedd": "score-entropy bound (upper bound)",
+    "dfm": "generalised-KL bound (upper bound)",
+    "fsdfm": "generalised-KL bound at h = 1/1024 (upper bound)",
+    "tsdfm": "generalised-KL bound at h = 1/1024 (upper bound)",
+    "compass": "NCE loss (chance is 1.386)",
+}
+
+
+def about_weights(
+    stage: Stage, recipe: Recipe, text: TrainingText, result: TrainingResult, folder: Path
+) -> dict[str, Any]:
+    """Everything `config.json` records beside the network's geometry."""
+    about: dict[str, Any] = {
+        "method": stage.kind,
+        "source": stage.source,
+        "task": text.name,
+        "scale": recipe.scale,
+        "tokenizer": text.tokenizer,
+        "data_hash": text.data_hash,
+        "weights": "ema",
+        "recipe": {
+            "stage": stage.model_dump(exclude_defaults=True),
+            "training": asdict(recipe.training_of(stage)),
+            "start": recipe.start.model_dump(),
+        },
+        "steps": result.steps,
+        "tokens_seen": result.tokens_seen,
+        "training_seconds": round(result.seconds, 1),
+        "validation": {
+            "what": _BOUND[stage.kind],
+            "unit": "nats" if stage.kind == "compass" else "nats per token",
+            "value": round(result.bound, 4),
+            "standard_error": round(result.bound_error, 4),
+        },
+    }
+    if stage.kind == "sedd":
+        about["parameterisation"] = stage.options.get("parameterisation", "score")
+        about["schedule"] = "log-linear"
+    start = stage.start_from or stage.teacher
+    if start:
+        about["tokens_seen_before"] = total_tokens(folder / start)
+    return about
+
+
+def total_tokens(folder: Path) -> int:
+    """Tokens a checkpoint saw, those of the weights it started from included."""
+    config = read_config(folder)
+    return int(config.get("tokens_seen", 0)) + int(config.get("tokens_seen_before", 0))
+
+
+def write_card(folder: Path) -> None:
+    """Write `README.md` of a checkpoint folder from its `config.json`."""
+    config = read_config(folder)
+    network, recipe, validation = config["network"], config["recipe"], config["validation"]
+    stage = recipe["stage"]
+    from safetensors import safe_open
+
+    with safe_open(str(folder / WEIGHTS_FILE), framework="pt") as handle:
+        parameters = sum(int(handle.get_tensor(key).numel()) for key in handle.keys())  # noqa: SIM118 - not a mapping
+    training = recipe["training"]
+    source = f", source `{config['source']}`" if config["source"] else ""
+    geometry = (
+        f"{network['blocks']} blocks, width {network['width']}, {network['heads']} heads, length {network['length']}"
+    )
+    schedule = f"learning rate {training['lr']:g}, EMA {training['ema']:g}, seed {training['seed']}"
+    before = config.get("tokens_seen_before", 0)
+    bound = f"{validation['value']:.4f} ± {validation['standard_error']:.4f} {validation['unit']}"
+    facts = {
+        "network": f"{geometry}, vocabulary {network['vocab_size']:,}",
+        "text": f"task `{config['task']}`, training split, {config['data_hash'][:19]}",
+        "tokenizer": f"`{config['tokenizer']}`",
+        "started from": stage.get("start_from") or stage.get("teacher") or "nothing",
+        "training": f"{config['steps']:,} steps of {training['batch']} windows, {training['optimizer']}, {schedule}",
+        "tokens seen": f"{config['tokens_seen']:,} (+ {before:,} by the weights it started from)",
+        "training time": f"{config['training_seconds']:,.0f} s",
+        "validation": f"{bound}: {validation['what']}, held-out documents",
+    }
+    lines = [
+        f"# {config['task']} / {folder.name}",
+        "",
+        f"Method `{config['method']}`{source}; {parameters:,} parameters, bf16.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in facts.items()),
+        "",
+        f"Made by `tsdfm-bench train {config['scale']} --only {folder.name}`.",
+        "The text is in the public domain; the weights are under Apache-2.0.",
+        "",
+    ]
+    replace_file(folder / "README.md", lambda path: path.write_text("\n".join(lines), encoding="utf-8"))

@@ -1,0 +1,160 @@
+"""Recipes: which networks a scale has, from what each starts, and how long it is trained; TOML files in `recipes/`.
+
+A recipe is a list of stages in dependency order (teachers, compasses, students, baselines). Every setting of a
+stage that is not given is taken from the recipe's `[training]` and `[network]` tables. Unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tsdfm_bench.errors import UsageError, unknown_name
+from tsdfm_bench.methods.train.shaping import ShapingConfig
+from tsdfm_bench.methods.train.trainer import TrainingConfig
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NetworkSettings(_Strict):
+    """Geometry shared by the networks of a recipe (`DiTConfig`, `CausalConfig`)."""
+
+    width: int
+    blocks: int
+    heads: int
+    condition: int = 128
+    dropout: float = 0.0
+    time_scale: float = 1.0
+    fuser_init: Literal["torch_default", "identity_preserving"] = "torch_default"
+
+
+class Start(_Strict):
+    """How a network that starts from nothing is initialised, beyond the architecture's own initialisation.
+
+    Args:
+        unigram_bias: output bias = log unigram frequencies, so the first loss is the unigram entropy.
+        gate: value the adaLN gates start at (0 = published: every block starts as the identity).
+        spectral: embeddings from the singular vectors of the neighbours' positive pointwise mutual information.
+        spectral_head: scale of the same vectors, halves swapped, as the first output map (0 = published zero map). With
+            it a position that attends to a neighbour predicts the bigram law at once.
+    """
+
+    unigram_bias: bool = False
+    gate: float = 0.0
+    spectral: bool = False
+    spectral_head: float = 0.0
+
+
+class Stage(_Strict):
+    """One network to train.
+
+    Args:
+        name: folder it is written to.
+        kind: what is trained.
+        source: "mask" or "uniform"; empty for AR.
+        start_from: name of an earlier stage whose weights it starts from.
+        teacher: name of the frozen DFM stage (compass, fsdfm, tsdfm).
+        compass: name of the compass stage (tsdfm).
+        blocks: of the compass, copied from the teacher.
+        options: of the objective (loss_name, parameterisation, rule, h_law, small_h_target, path_weight, ...).
+        shaping: of tsdfm, see `ShapingConfig`.
+        training: overrides of the recipe's `[training]` table.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    kind: Literal["ar", "mdlm", "sedd", "dfm", "compass", "fsdfm", "tsdfm"]
+    source: Literal["mask", "uniform", ""] = ""
+    start_from: str = ""
+    teacher: str = ""
+    compass: str = ""
+    blocks: int = 0
+    options: dict[str, Any] = {}
+    shaping: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+
+    @property
+    def needs(self) -> list[str]:
+        """Stages that must be finished first."""
+        return [name for name in (self.start_from, self.teacher, self.compass) if name]
+
+
+class Recipe(_Strict):
+    """All networks of a scale."""
+
+    scale: str
+    task: str
+    network: NetworkSettings
+    start: Start = Start()
+    training: dict[str, Any]
+    stage: list[Stage]
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        seen: dict[str, Stage] = {}
+        for stage in self.stage:
+            for need in stage.needs:
+                if need not in seen:
+                    raise ValueError(f"stage '{stage.name}' needs '{need}', which is not an earlier stage")
+            if stage.name in seen:
+                raise ValueError(f"two stages are called '{stage.name}'")
+            if stage.kind in ("compass", "fsdfm", "tsdfm"):
+                teacher = seen.get(stage.teacher)
+                if teacher is None or teacher.kind != "dfm":
+                    raise ValueError(f"stage '{stage.name}' needs `teacher`, an earlier stage of kind dfm")
+                if teacher.source != stage.source:
+                    raise ValueError(
+                        f"stage '{stage.name}' has source '{stage.source}' but its teacher has '{teacher.source}'"
+                    )
+            if stage.kind == "tsdfm":
+                compass = seen.get(stage.compass)
+                if compass is None or compass.kind != "compass" or compass.teacher != stage.teacher:
+                    raise ValueError(
+                        f"stage '{stage.name}' needs `compass`, an earlier stage trained on the same teacher"
+                    )
+            self.training_of(stage)
+            ShapingConfig(**stage.shaping)
+            seen[stage.name] = stage
+        return self
+
+    def training_of(self, stage: Stage) -> TrainingConfig:
+        """The training settings of a stage: its own over the recipe's."""
+        merged = {**self.training, **stage.training}
+        unknown = sorted(set(merged) - set(TrainingConfig.__dataclass_fields__))
+        if unknown:
+            known = sorted(TrainingConfig.__dataclass_fields__)
+            raise ValueError(f"stage '{stage.name}': unknown training settings {unknown}; known: {known}")
+        if "betas" in merged:
+            merged["betas"] = tuple(merged["betas"])
+        return TrainingConfig(**merged)
+
+    def select(self, only: list[str] | None) -> list[Stage]:
+        """The stages asked for (all by default), in order."""
+        if not only:
+            return list(self.stage)
+        names = [stage.name for stage in self.stage]
+        for name in only:
+            if name not in names:
+                raise unknown_name("stage", name, names, f"They are the networks of recipe '{self.scale}'.")
+        return [stage for stage in self.stage if stage.name in only]
+
+
+def load_recipe(name: str) -> Recipe:
+    """A recipe by scale name, or from a TOML file; raises UsageError naming the offending key."""
+    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
+    if not path.is_file():
+        raise unknown_name(
+            "scale", name, [p.stem for p in RECIPES.glob("*.toml")], "Or give a recipe file: my_recipe.toml."
+        )
+    try:
+        return Recipe(**tomllib.loads(path.read_text(encoding="utf-8")))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
+    except (ValidationError, TypeError) as error:
+        raise UsageError(f"{path}: {error}") from error

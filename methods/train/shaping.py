@@ -1,0 +1,155 @@
+"""TS-DFM's navigation shaping: the compass chooses among the candidates of each jump (arXiv 2605.07924).
+
+At every jump of the shortcut chain K candidates are drawn from the same logits (no extra denoiser call). Where the gate
+time is at least tau, the candidate of lowest energy is taken:
+
+    seq           C[argmin_k E(C_k, s)]
+    token         mix_i = C[k_i]_i with k_i = argmin_k e_i(C_k, s); kept only if E(mix, s) <= min_k E(C_k, s)
+    seq_to_token  seq while s < t_sw, token after
+
+The paper's full text was not available; every choice is a named option with this project's default
+(K 4, tau 0.5 on the midpoint's time, argmin, seq_to_token). `random`, `argmax` and `shuffled` are controls: the
+same code path with no information, the opposite sign, and energies permuted among the candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tsdfm_bench.errors import UsageError
+from tsdfm_bench.methods.train.data import Draws
+
+Energy = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(rows, length) candidates, (rows,) times, (rows, length) origins -> (rows, length) token energies."""
+
+POLICIES = ("seq", "token", "seq_to_token")
+RULES = ("argmin", "softmax", "argmax", "random", "shuffled")
+GATES = ("midpoint_time", "row_start_time")
+
+
+@dataclass(frozen=True)
+class ShapingConfig:
+    """Options of navigation shaping; defaults are this project's reading of the paper.
+
+    Args:
+        candidates: K, jumps drawn per midpoint.
+        tau: shape only where the gate time is >= tau; above 1 shaping is off.
+        gate_on: "midpoint_time" (time of the state being judged) or "row_start_time".
+        rule: selection rule.
+        selection_temperature: T of the softmax rule.
+        policy: "seq", "token" or "seq_to_token".
+        switch_time: t_sw of seq_to_token.
+        token_guard: keep a token-wise mixture only if its energy is no higher than the best candidate's.
+    """
+
+    candidates: int = 4
+    tau: float = 0.5
+    gate_on: str = "midpoint_time"
+    rule: str = "argmin"
+    selection_temperature: float = 1.0
+    policy: str = "seq_to_token"
+    switch_time: float = 0.75
+    token_guard: bool = True
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1:
+            raise UsageError(f"shaping: candidates (K) must be at least 1, not {self.candidates}")
+        if not self.tau >= 0:
+            raise UsageError(f"shaping: tau must be in [0, 1] (above 1 switches shaping off), not {self.tau}")
+        if self.selection_temperature <= 0:
+            raise UsageError(f"shaping: selection_temperature must be positive, not {self.selection_temperature}")
+        for name, value, known in (
+            ("policy", self.policy, POLICIES),
+            ("rule", self.rule, RULES),
+            ("gate_on", self.gate_on, GATES),
+        ):
+            if value not in known:
+                raise UsageError(f"shaping: {name} '{value}' is not one of {', '.join(known)}")
+
+
+class ShapingChooser:
+    """Chooses by energy.
+
+    Args:
+        config: options.
+        energy: token energies of states; called once per midpoint on all gated candidates, once more for the guard.
+    """
+
+    def __init__(self, config: ShapingConfig, energy: Energy) -> None:
+        self.config = config
+        self.energy = energy
+        self.candidates = config.candidates
+        self.gated_rows = 0
+        self.seen_rows = 0
+
+    def __call__(
+        self, states: Tensor, origin: Tensor, row_time: Tensor, state_time: Tensor, index: int, draws: Draws
+    ) -> Tensor:
+        """(K, rows, length) -> (rows, length); see the module's text."""
+        config = self.config
+        gate_time = state_time if config.gate_on == "midpoint_time" else row_time
+        gated = (gate_time >= config.tau).nonzero().squeeze(1)
+        self.seen_rows += gate_time.numel()
+        self.gated_rows += gated.numel()
+        result = states[0].clone()
+        if gated.numel() == 0 or config.candidates == 1:
+            return result
+        pool, source, time = states[:, gated], origin[gated], state_time[gated]
+        k, rows, length = pool.shape
+        token_energy = self.energy(pool.flatten(0, 1), time.repeat(k), source.repeat(k, 1)).view(k, rows, length)
+        if not torch.isfinite(token_energy).all():
+            raise FloatingPointError(f"the compass gave a non-finite energy at jump {index}")
+        ranking = self._ranking(token_energy, gated, draws, index)  # (K, rows, length), lower wins
+        sequence = ranking.mean(dim=-1)
+        best = sequence.argmin(dim=0)
+        chosen = pool[best, torch.arange(rows, device=pool.device)]
+        token_wise = {
+            "seq": torch.zeros(rows, dtype=torch.bool, device=pool.device),
+            "token": torch.ones(rows, dtype=torch.bool, device=pool.device),
+            "seq_to_token": time >= config.switch_time,
+        }[config.policy]
+        if config.rule in ("argmin", "argmax", "shuffled") and token_wise.any():
+            chosen = self._mix(pool, ranking, sequence, chosen, token_wise, time, source)
+        result[gated] = chosen
+        return result
+
+    def _ranking(self, energy: Tensor, gated: Tensor, draws: Draws, index: int) -> Tensor:
+        """Token scores whose mean ranks candidates (lower wins) under the selection rule."""
+        rule = self.config.rule
+        if rule == "argmin":
+            return energy
+        if rule == "argmax":
+            return -energy
+        uniform = draws.uniform(f"select{index}", energy.shape[0])[gated].T  # (K, rows)
+        if rule == "shuffled":
+            order = uniform.argsort(dim=0)[:, :, None].expand_as(energy)
+            return energy.gather(0, order)
+        gumbel = -torch.log(-torch.log(uniform))
+        if rule == "random":
+            return -gumbel[:, :, None].expand_as(energy).to(energy.dtype)
+        perturbed = energy.mean(dim=-1).double() / self.config.selection_temperature - gumbel
+        return perturbed[:, :, None].expand_as(energy)
+
+    def _mix(
+        self,
+        pool: Tensor,
+        ranking: Tensor,
+        sequence: Tensor,
+        chosen: Tensor,
+        token_wise: Tensor,
+        time: Tensor,
+        source: Tensor,
+    ) -> Tensor:
+        """The token-wise mixture on rows where it is asked for and passes the guard."""
+        mixture = pool.gather(0, ranking.argmin(dim=0, keepdim=True)).squeeze(0)
+        accept = token_wise.clone()
+        if self.config.token_guard:
+            rows = token_wise.nonzero().squeeze(1)
+            energy = self.energy(mixture[rows], time[rows], source[rows]).mean(dim=-1)
+            sign = -1.0 if self.config.rule == "argmax" else 1.0
+            accept[rows] = sign * energy <= sequence[:, rows].min(dim=0).values
+        return torch.where(accept[:, None], mixture, chosen)

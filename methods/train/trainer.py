@@ -1,0 +1,283 @@
+"""One training loop for every network: accelerate, bf16 autocast where the hardware has it, EMA, warm-up and cosine,
+clipping, validation, atomic checkpoints and exact resume.
+
+The state of a training (weights, EMA, optimiser, step) is one safetensors file with its bookkeeping in the header,
+written under a temporary name and renamed, so a kill at any moment leaves the previous state. Random numbers are
+addressed by step (`data.Draws`), so nothing else needs to be saved: a resumed run is bit-identical to an
+uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tsdfm_bench.errors import CheckpointError
+from tsdfm_bench.methods.nets.pretrained import replace_file
+from tsdfm_bench.methods.train.data import Draws, TrainingText
+from tsdfm_bench.methods.train.objectives import Objective, validate
+from tsdfm_bench.methods.train.optim import learning_rate, make_optimizers
+
+STATE_FILE = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long and how a network is trained.
+
+    Args:
+        steps: optimiser steps.
+        batch: windows per step (over all processes).
+        lr, warmup, final_lr: peak learning rate, warm-up steps, last learning rate as a fraction of the peak.
+        optimizer: "adamw" or "muon".
+        embedding_lr: factor on the learning rate of the token embedding.
+        betas, weight_decay, clip: AdamW betas, decoupled decay, gradient norm limit.
+        ema: decay of the weight average, with warm-up min(ema, (1 + n) / (10 + n)).
+        seed: of every random number of the training.
+        validate_every, save_every_s: steps between validations, seconds between saved states.
+    """
+
+    steps: int
+    batch: int
+    lr: float
+    warmup: int
+    final_lr: float = 0.1
+    optimizer: str = "adamw"
+    embedding_lr: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    ema: float = 0.999
+    seed: int = 0
+    validate_every: int = 500
+    save_every_s: float = 60.0
+
+
+@dataclass
+class Progress:
+    """What a progress display is told."""
+
+    name: str
+    step: int
+    steps: int
+    tokens_per_s: float
+    shown: dict[str, float]
+
+
+@dataclass
+class TrainingResult:
+    """The trained network and its record."""
+
+    network: nn.Module
+    steps: int
+    tokens_seen: int
+    seconds: float
+    bound: float
+    bound_error: float
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def mixed_precision(device: torch.device) -> str:
+    """ "bf16" where the hardware computes in it, else "no"."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+    if device.type == "cpu":
+        return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "no"
+    return "no"
+
+
+class Trainer:
+    """Trains one network.
+
+    Args:
+        name: recipe name; separates random streams and names the state's folder.
+        network: trainable.
+        make_objective: called with the EMA copy, which FS-DFM uses as its semi-teacher.
+        text: training and validation tokens.
+        config: see `TrainingConfig`.
+        folder: where the state is kept; None keeps nothing.
+        report: called now and then with a `Progress`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        make_objective: Callable[[nn.Module], Objective],
+        text: TrainingText,
+        config: TrainingConfig,
+        folder: Path | None = None,
+        report: Callable[[Progress], None] | None = None,
+    ) -> None:
+        from accelerate import Accelerator
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.accelerator = Accelerator(mixed_precision=mixed_precision(device), cpu=device.type == "cpu")
+        self.name, self.text, self.config, self.folder, self.report = name, text, config, folder, report
+        self.ema = copy.deepcopy(network).to(self.accelerator.device).eval().requires_grad_(False)
+        self.objective = make_objective(self.ema)
+        optimizers = make_optimizers(
+            network, config.optimizer, config.lr, config.betas, config.weight_decay, config.embedding_lr
+        )
+        prepared = self.accelerator.prepare(network, *optimizers)
+        self.network: nn.Module = prepared[0]
+        self.optimizers: list[torch.optim.Optimizer] = list(prepared[1:])
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["peak"] = group["lr"]
+        self.step = 0
+        self.seconds = 0.0
+        self.history: list[dict[str, float]] = []
+
+    @property
+    def plain(self) -> nn.Module:
+        """The network without accelerate's wrappers."""
+        unwrapped: nn.Module = self.accelerator.unwrap_model(self.network)
+        return unwrapped
+
+    # ------------------------------------------------------------------------------------------------- state
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        tensors = {}
+        for index, optimizer in enumerate(self.optimizers):
+            for number, state in optimizer.state_dict()["state"].items():
+                for key, value in state.items():
+                    tensors[f"optimizer.{index}.{number}.{key}"] = torch.as_tensor(value)
+        return tensors
+
+    def save(self) -> None:
+        """Write the state; the previous one stays until the new one is on disk."""
+        if self.folder is None or not self.accelerator.is_main_process:
+            return
+        from safetensors.torch import save_file
+
+        tensors = {f"network.{k}": v for k, v in self.plain.state_dict().items()}
+        tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()} | self._optimizer_tensors()
+        about = {
+            "name": self.name,
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": self.history,
+            "recipe": self._recipe(),
+        }
+        metadata = {"about": json.dumps(about)}
+        ready = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+        replace_file(self.folder / STATE_FILE, lambda path: save_file(ready, str(path), metadata))
+
+    def _recipe(self) -> str:
+        relevant = {k: v for k, v in vars(self.config).items() if k not in ("validate_every", "save_every_s")}
+        return json.dumps(
+            {"config": relevant, "data": self.text.data_hash, "length": self.text.length},
+            sort_keys=True,
+            default=list,
+        )
+
+    def resume(self) -> bool:
+        """Continue from the saved state if there is one; raises CheckpointError if it belongs to another recipe."""
+        if self.folder is None or not (self.folder / STATE_FILE).is_file():
+            return False
+        from safetensors import SafetensorError, safe_open
+
+        path = self.folder / STATE_FILE
+        try:
+            with safe_open(str(path), framework="pt") as handle:
+                about = json.loads(handle.metadata()["about"])
+                tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 - not a mapping
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} is damaged ({error}); delete it to train '{self.name}' from the start"
+            ) from error
+        if about["recipe"] != self._recipe():
+            raise CheckpointError(
+                f"{path} belongs to another recipe or another text than '{self.name}' now has; "
+                "choose another output folder or delete it to train from the start"
+            )
+        part = lambda prefix: {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}  # noqa: E731
+        self.plain.load_state_dict(part("network."))
+        self.ema.load_state_dict(part("ema."))
+        for index, optimizer in enumerate(self.optimizers):
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in part(f"optimizer.{index}.").items():
+                number, name = key.split(".", 1)
+                state.setdefault(int(number), {})[name] = value
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        self.step, self.seconds, self.history = about["step"], about["seconds"], about["history"]
+        return True
+
+    # ------------------------------------------------------------------------------------------------- loop
+
+    def train(self, until: int | None = None) -> TrainingResult:
+        """Train to the last step (or to `until`), saving and validating on the way.
+
+        Raises:
+            FloatingPointError: the loss or an energy is not finite; the last good state stays on disk.
+        """
+        config = self.config
+        last = min(config.steps, until or config.steps)
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        share = config.batch // processes
+        device = self.accelerator.device
+        self.network.train()
+        saved = reported = begun = time.monotonic()
+        before, counted = self.seconds, self.step
+        while self.step < last:
+            number = self.step + 1
+            draws = Draws(config.seed, self.name if processes == 1 else f"{self.name}/{rank}", number, share, device)
+            with self.accelerator.autocast():
+                result = self.objective.loss(self.network, self.text.windows("train", draws), draws)
+            value = result.loss.item()
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"training '{self.name}': the loss is {value} at step {number}; the last good state is kept"
+                )
+            self._update(result.loss, number)
+            self.step = number
+            now = time.monotonic()
+            self.seconds = before + now - begun
+            if self.report and (now - reported > 5 or number == last):
+                rate = (number - counted) * config.batch * self.text.length / max(1e-9, now - reported)
+                self.report(Progress(self.name, number, config.steps, rate, {"loss": value, **result.shown}))
+                reported, counted = now, number
+            if number % config.validate_every == 0 and number < config.steps:
+                self._validate()
+            if now - saved > config.save_every_s:
+                self.save()
+                saved = now
+        if self.step == config.steps and (not self.history or self.history[-1]["step"] < self.step):
+            self._validate()
+        self.save()
+        final = self.history[-1] if self.history else {"bound": math.nan, "bound_error": math.nan}
+        tokens = self.step * config.batch * self.text.length
+        return TrainingResult(
+            self.ema, self.step, tokens, self.seconds, final["bound"], final["bound_error"], self.history
+        )
+
+    def _update(self, loss: Tensor, number: int) -> None:
+        config = self.config
+        factor = learning_rate(number, config.steps, config.warmup, 1.0, config.final_lr)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.network.parameters(), config.clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        decay = min(config.ema, (1 + number) / (10 + number))
+        with torch.no_grad():
+            for average, current in zip(self.ema.parameters(), self.plain.parameters(), strict=True):
+                average.lerp_(current.detach(), 1 - decay)
+
+    def _validate(self) -> None:
+        bound, error = validate(self.objective, self.ema, self.text)
+        self.history.append({"step": float(self.step), "bound": bound, "bound_error": error, "seconds": self.seconds})
+        if self.report:
+            self.report(Progress(self.name, self.step, self.config.steps, 0.0, {"validation": bound, "±": error}))
