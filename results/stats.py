@@ -1,0 +1,359 @@
+"""Intervals and tests over sequences.
+
+A metric is a statistic T of per-sequence columns (for pooled perplexity: NLL sums and token counts); sequences are the
+independent units, tokens are not. Its interval is the BCa bootstrap over sequences (Efron 1987, through
+`scipy.stats.bootstrap`): second-order correct for skewed statistics such as perplexity. It falls back, with the reason
+recorded, to the percentile interval where BCa is undefined, and above `BCA_LIMIT` sequences, where its correction
+(skewness z^2 / 6 sqrt(n), under 0.03 standard errors for a skewness of 2) is below the Monte-Carlo error of 2,000
+resamples (0.06 standard errors) and its jackknife, quadratic in n, would cost the most.
+
+All columns of a sequence are resampled together, by index; two rows that share seeds are resampled together as well
+(`paired`). Resamples are made in batches of bounded size, so memory does not grow with resamples x n.
+
+    difference  T(a) - T(b)        ratio  T(a) / T(b)        reduction  100 (1 - T(a) / T(b)) percent
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Statistic = Callable[..., np.ndarray]
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+BCA_LIMIT = 2048
+_ELEMENTS = 1 << 20  # of one resampled column held at a time: 8 MiB
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its interval.
+
+    Args:
+        value: the statistic of the data.
+        low, high: ends of the interval; NaN if there is none.
+        n: sequences behind it (of the smaller sample, if two unpaired samples are compared).
+        method: "BCa", "percentile", "constant" (every resample gives the value) or "none".
+        reason: why it is not BCa, or why there is none; else "".
+        standard_error: standard deviation over the resamples; NaN if there is none.
+        confidence, resamples, seed: how it was made.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    method: str
+    reason: str = ""
+    standard_error: float = math.nan
+    confidence: float = CONFIDENCE
+    resamples: int = RESAMPLES
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.value:.6g} [{self.low:.6g}, {self.high:.6g}]"
+
+    @property
+    def description(self) -> str:
+        """One line for the summary's `interval` column."""
+        if self.method == "none":
+            return f"no interval: {self.reason}"
+        text = f"{100 * self.confidence:g} % {self.method} bootstrap over {self.n} sequences"
+        text += f", {self.resamples} resamples, seed {self.seed}"
+        return f"{text} ({self.reason})" if self.reason else text
+
+
+# -------------------------------------------------------------------------------------------------- bootstrap
+
+
+def _columns(columns: Sequence[np.ndarray]) -> tuple[tuple[np.ndarray, ...], int]:
+    arrays = tuple(np.asarray(column) for column in columns)
+    if not arrays:
+        raise ValueError("a statistic needs at least one column")
+    shapes = {array.shape for array in arrays}
+    if len(shapes) != 1 or arrays[0].ndim != 1:
+        raise ValueError(f"columns must all have one shape (n,), not {', '.join(map(str, sorted(shapes)))}")
+    return arrays, len(arrays[0])
+
+
+def _apply(statistic: Statistic, columns: tuple[np.ndarray, ...], index: np.ndarray) -> np.ndarray:
+    """The statistic of resampled columns; `index` is (..., n), the result (...)."""
+    index = index.astype(np.intp, copy=False)
+    with np.errstate(all="ignore"):  # a resample may divide by zero: non-finite results are handled by the caller
+        result = np.asarray(statistic(*(column[index] for column in columns)), dtype=np.float64)
+    if result.shape != index.shape[:-1]:
+        raise ValueError(
+            f"the statistic must reduce the last axis of its columns: {index.shape} gave {result.shape}, "
+            f"not {index.shape[:-1]} (use axis=-1)"
+        )
+    return result
+
+
+def _interval(
+    sizes: Sequence[int],
+    function: Callable[..., np.ndarray],
+    columns: int,
+    *,
+    seed: int,
+    resamples: int,
+    confidence: float,
+) -> Interval:
+    """Bootstrap of a function of one index array per independent sample."""
+    from scipy import stats
+
+    if not 0 < confidence < 1 or resamples < 100:
+        raise ValueError(f"confidence must lie in (0, 1) and resamples be at least 100: {confidence}, {resamples}")
+    n = min(sizes)
+
+    def none(reason: str, value: float = math.nan) -> Interval:
+        return Interval(value, math.nan, math.nan, n, "none", reason, math.nan, confidence, 0, seed)
+
+    if n == 0:
+        return none("no sequences")
+    index = tuple(np.arange(size) for size in sizes)
+    value = float(function(*index))
+    if not math.isfinite(value):
+        return none(f"the value is {value}", value)
+    if n == 1:
+        return none("one sequence has no spread", value)
+
+    # SciPy calls the statistic with one array per sample and axis=-1.
+    def statistic(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
+        return function(*samples)
+
+    options: dict[str, Any] = {
+        "n_resamples": resamples,
+        "batch": max(1, _ELEMENTS // (max(sizes) * max(columns, 1))),
+        "vectorized": True,
+        "axis": -1,
+        "confidence_level": confidence,
+    }
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # degenerate cases are found by their NaN below
+        result = stats.bootstrap(index, statistic, method="percentile", rng=np.random.default_rng(seed), **options)
+        spread = result.bootstrap_distribution
+        if bad := int(np.sum(~np.isfinite(spread))):
+            return none(f"{bad} of {resamples} resamples are not finite", value)
+        error = float(np.std(spread, ddof=1))
+        if np.ptp(spread) <= 1e-12 * abs(value):  # equal up to the rounding of sums in another order
+            return Interval(
+                value, value, value, n, "constant", "all sequences are alike", 0.0, confidence, resamples, seed
+            )
+        method, reason = "percentile", f"more than {BCA_LIMIT} sequences"
+        if max(sizes) <= BCA_LIMIT:
+            method, reason = "percentile", "BCa is undefined here"
+            again = {**options, "n_resamples": 0}
+            corrected = stats.bootstrap(index, statistic, method="BCa", bootstrap_result=result, **again)
+            if np.isfinite(corrected.confidence_interval).all():
+                method, reason, result = "BCa", "", corrected
+    low, high = (float(end) for end in result.confidence_interval)
+    return Interval(value, low, high, n, method, reason, error, confidence, resamples, seed)
+
+
+def bootstrap(
+    columns: Sequence[np.ndarray],
+    statistic: Statistic,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+) -> Interval:
+    """Value and interval of a statistic.
+
+    Args:
+        columns: per-sequence arrays, each (n,).
+        statistic: maps columns (..., n) to values (...), reducing the last axis.
+        seed: of the resamples; equal input and seed give equal output.
+        resamples: at least 100; 2,000 or more for numbers that are reported.
+        confidence: coverage asked for.
+
+    Returns:
+        the interval. No interval (NaN ends, with the reason) for n = 0, n = 1, a value that is not finite, or resamples
+        that are not; zero width for constant columns.
+    """
+    arrays, n = _columns(columns)
+    return _interval(
+        [n],
+        lambda index: _apply(statistic, arrays, index),
+        len(arrays),
+        seed=seed,
+        resamples=resamples,
+        confidence=confidence,
+    )
+
+
+def compare(
+    a: Sequence[np.ndarray],
+    b: Sequence[np.ndarray],
+    statistic: Statistic,
+    combine: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    *,
+    paired: bool,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+) -> Interval:
+    """Interval of combine(T(a), T(b)) for two samples; see `difference`, `ratio` and `reduction_percent`.
+
+    Args:
+        a, b: columns of the two rows.
+        statistic: T, see `bootstrap`.
+        combine: of two arrays of equal shape.
+        paired: sequence i of both rows belongs together (same seed, same prompt): resample them together.
+        seed, resamples, confidence: see `bootstrap`.
+
+    Raises:
+        ValueError: paired samples of different size.
+    """
+    (a_columns, n_a), (b_columns, n_b) = _columns(a), _columns(b)
+    options: dict[str, Any] = {"seed": seed, "resamples": resamples, "confidence": confidence}
+    width = len(a_columns) + len(b_columns)
+    if paired:
+        if n_a != n_b:
+            raise ValueError(f"paired rows need equally many sequences: {n_a} and {n_b}")
+
+        def together(index: np.ndarray) -> np.ndarray:
+            return combine(_apply(statistic, a_columns, index), _apply(statistic, b_columns, index))
+
+        return _interval([n_a], together, width, **options)
+
+    def apart(index_a: np.ndarray, index_b: np.ndarray) -> np.ndarray:
+        return combine(_apply(statistic, a_columns, index_a), _apply(statistic, b_columns, index_b))
+
+    return _interval([n_a, n_b], apart, width, **options)
+
+
+def difference(
+    a: Sequence[np.ndarray], b: Sequence[np.ndarray], statistic: Statistic, *, paired: bool, **options: Any
+) -> Interval:
+    """T(a) - T(b) with its interval; arguments as in `compare`."""
+    return compare(a, b, statistic, np.subtract, paired=paired, **options)
+
+
+def ratio(
+    a: Sequence[np.ndarray], b: Sequence[np.ndarray], statistic: Statistic, *, paired: bool, **options: Any
+) -> Interval:
+    """T(a) / T(b) with its interval (not the ratio of interval ends); arguments as in `compare`."""
+    return compare(a, b, statistic, _divide, paired=paired, **options)
+
+
+def reduction_percent(
+    a: Sequence[np.ndarray], b: Sequence[np.ndarray], statistic: Statistic, *, paired: bool, **options: Any
+) -> Interval:
+    """By how many percent T(a) is below T(b), 100 (1 - T(a)/T(b)), with its interval; arguments as in `compare`."""
+    return compare(a, b, statistic, lambda x, y: 100.0 * (1.0 - _divide(x, y)), paired=paired, **options)
+
+
+def _divide(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        return np.divide(x, y)
+
+
+# ------------------------------------------------------------------------------------------------------ tests
+
+
+def permutation_pvalue(
+    a: Sequence[np.ndarray],
+    b: Sequence[np.ndarray],
+    statistic: Statistic,
+    *,
+    paired: bool,
+    seed: int = 0,
+    resamples: int = 4999,
+) -> float:
+    """Two-sided p-value of "both rows come from the same distribution", by permutation of T(a) - T(b).
+
+    Paired rows swap within pairs, unpaired ones exchange sequences freely; exact where the permutations can be counted
+    out, else (1 + hits) / (1 + resamples). NaN if a value is not finite or a row has fewer than two sequences.
+    """
+    from scipy import stats
+
+    (a_columns, n_a), (b_columns, n_b) = _columns(a), _columns(b)
+    if len(a_columns) != len(b_columns):
+        raise ValueError(f"both rows need the same columns: {len(a_columns)} and {len(b_columns)}")
+    if paired and n_a != n_b:
+        raise ValueError(f"paired rows need equally many sequences: {n_a} and {n_b}")
+    if min(n_a, n_b) < 2:
+        return math.nan
+    both = tuple(np.concatenate(pair) for pair in zip(a_columns, b_columns, strict=True))
+
+    def gap(index_a: np.ndarray, index_b: np.ndarray, axis: int = -1) -> np.ndarray:
+        return _apply(statistic, both, index_a) - _apply(statistic, both, index_b)
+
+    index_a, index_b = np.arange(n_a), n_a + np.arange(n_b)
+    if not math.isfinite(float(gap(index_a, index_b))):
+        return math.nan
+    result = stats.permutation_test(
+        (index_a, index_b),
+        gap,
+        permutation_type="samples" if paired else "independent",
+        vectorized=True,
+        n_resamples=resamples,
+        batch=max(1, _ELEMENTS // ((n_a + n_b) * len(both))),
+        alternative="two-sided",
+        axis=-1,
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.pvalue)
+
+
+def holm(pvalues: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Holm's step-down adjusted p-values, in the order given: the chance of one false claim among all is bounded.
+
+    A NaN (a comparison that could not be made) stays NaN and does not count.
+    """
+    p = np.asarray(pvalues, dtype=np.float64)
+    adjusted = np.full(p.shape, np.nan)
+    known = np.flatnonzero(~np.isnan(p))
+    if np.any((p[known] < 0) | (p[known] > 1)):
+        raise ValueError("p-values lie in [0, 1]")
+    order = known[np.argsort(p[known], kind="stable")]
+    factors = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * factors)) if len(order) else adjusted[order]
+    return adjusted
+
+
+# ------------------------------------------------------------------------------------------------ sample size
+
+
+def _needed(gap: float, variance_per_sequence: float, confidence: float, power: float) -> int | None:
+    from scipy import stats
+
+    if not (math.isfinite(gap) and math.isfinite(variance_per_sequence)) or gap == 0:
+        return None
+    z = float(stats.norm.ppf(0.5 + confidence / 2) + stats.norm.ppf(power))
+    return max(2, math.ceil(variance_per_sequence * (z / gap) ** 2))
+
+
+def n_to_separate(difference: Interval, *, confidence: float = CONFIDENCE, power: float = 0.8) -> int | None:
+    """Sequences per row needed to find a difference of the observed size.
+
+    Normal approximation: n = n_0 ((z_{1-alpha/2} + z_power) SE_0 / difference)^2, from the difference's own interval,
+    so it is right for paired rows too. None if the difference is zero or has no standard error.
+
+    Args:
+        difference: from `difference`.
+        confidence: 1 - alpha of the two-sided test.
+        power: chance of finding it.
+    """
+    return _needed(difference.value, difference.n * difference.standard_error**2, confidence, power)
+
+
+def n_to_separate_rows(
+    a: tuple[float, float, float, int],
+    b: tuple[float, float, float, int],
+    *,
+    confidence: float = CONFIDENCE,
+    power: float = 0.8,
+) -> int | None:
+    """The same from two summary rows (value, low, high, n), unpaired; their intervals are taken as 95 % and normal."""
+    variance = 0.0
+    for _, low, high, n in (a, b):
+        variance += n * ((high - low) / (2 * 1.959963984540054)) ** 2
+    return _needed(a[0] - b[0], variance, confidence, power)
