@@ -1,0 +1,182 @@
+"""The trainer: exact resume, foreign or damaged states refused, divergence, recipes, and the whole chain in miniature."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tsdfm_bench.errors import CheckpointError, UsageError
+from tsdfm_bench.methods.nets.causal import CausalConfig, CausalTransformer
+from tsdfm_bench.methods.train import command
+from tsdfm_bench.methods.train.data import TrainingText
+from tsdfm_bench.methods.train.objectives import ARObjective, StepResult
+from tsdfm_bench.methods.train.optim import learning_rate, orthogonalise
+from tsdfm_bench.methods.train.recipe import Recipe, load_recipe
+from tsdfm_bench.methods.train.trainer import STATE_FILE, Trainer, TrainingConfig
+
+STREAM = np.random.default_rng(0).integers(0, 12, 4000)
+TEXT = TrainingText("toy", {"train": STREAM, "validation": STREAM[:1500]}, 12, 8, "toy@1", "sha256:toy")
+CONFIG = TrainingConfig(steps=8, batch=4, lr=1e-2, warmup=2, optimizer="muon", validate_every=4, save_every_s=1e9)
+
+
+def trainer(folder=None, config: TrainingConfig = CONFIG, objective=None) -> Trainer:
+    torch.manual_seed(0)
+    network = CausalTransformer(CausalConfig(12, 8, width=16, blocks=2, heads=2))
+    return Trainer("toy", network, lambda ema: objective or ARObjective(12), TEXT, config, folder)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resumed_training_is_bit_identical(tmp_path, optimizer: str) -> None:
+    config = TrainingConfig(**{**vars(CONFIG), "optimizer": optimizer})
+    whole = trainer(config=config)
+    whole.train()
+    first = trainer(tmp_path, config)
+    first.train(until=3)
+    second = trainer(tmp_path, config)
+    assert second.resume()
+    assert second.step == 3
+    second.train()
+    for a, b in ((whole.plain, second.plain), (whole.ema, second.ema)):
+        for name, tensor in a.state_dict().items():
+            assert torch.equal(tensor, b.state_dict()[name]), name
+    assert [h["bound"] for h in whole.history] == [h["bound"] for h in second.history]
+
+
+def test_training_reaches_the_entropy_of_a_cycle() -> None:
+    """Only the first of eight tokens is uncertain: the exact NLL per token is log(12) / 8."""
+    pattern = np.tile(np.arange(12), 300)
+    text = TrainingText("cycle", {"train": pattern, "validation": pattern[:600]}, 12, 8, "toy@1", "sha256:cycle")
+    config = TrainingConfig(steps=60, batch=16, lr=1e-2, warmup=5, optimizer="adamw", ema=0.9, validate_every=20)
+    torch.manual_seed(0)
+    network = CausalTransformer(CausalConfig(12, 8, width=32, blocks=1, heads=2))
+    result = Trainer("cycle", network, lambda ema: ARObjective(12), text, config).train()
+    assert np.log(12) / 8 - 0.01 < result.bound < 1.2 * np.log(12) / 8
+
+
+def test_state_of_another_recipe_or_damaged_is_refused(tmp_path) -> None:
+    trainer(tmp_path).train(until=2)
+    with pytest.raises(CheckpointError, match="another recipe"):
+        trainer(tmp_path, TrainingConfig(**{**vars(CONFIG), "lr": 2e-2})).resume()
+    path = tmp_path / STATE_FILE
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(CheckpointError, match="damaged"):
+        trainer(tmp_path).resume()
+
+
+class Exploding(ARObjective):
+    """Finite for two steps."""
+
+    def loss(self, network, x_1, draws) -> StepResult:
+        result = super().loss(network, x_1, draws)
+        return StepResult(result.loss * (float("nan") if draws.step > 2 else 1.0), {})
+
+
+def test_divergence_stops_with_its_step_and_keeps_the_last_state(tmp_path) -> None:
+    config = TrainingConfig(**{**vars(CONFIG), "save_every_s": 0.0})
+    with pytest.raises(FloatingPointError, match=r"'toy'.* at step 3"):
+        trainer(tmp_path, config, Exploding(12)).train()
+    again = trainer(tmp_path, config)
+    assert again.resume()
+    assert again.step == 2
+
+
+def test_learning_rate_warms_up_and_decays() -> None:
+    rates = [learning_rate(step, 100, 10, 1.0) for step in range(1, 101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[-1] == pytest.approx(0.1)
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (24, 8), (8, 24)])
+def test_orthogonalise_brings_singular_values_near_one(shape: tuple[int, int]) -> None:
+    torch.manual_seed(1)
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+
+
+def miniature() -> Recipe:
+    stages = [
+        {"name": "dfm-uniform", "kind": "dfm", "source": "uniform"},
+        {"name": "dfm-mask", "kind": "dfm", "source": "mask", "options": {"loss_name": "generalised_kl"}},
+        {"name": "ar", "kind": "ar"},
+        {"name": "mdlm", "kind": "mdlm", "source": "mask", "start_from": "dfm-mask"},
+        {"name": "sedd-mask", "kind": "sedd", "source": "mask", "start_from": "dfm-mask"},
+        {"name": "sedd-uniform", "kind": "sedd", "source": "uniform", "options": {"parameterisation": "posterior"}},
+        {
+            "name": "fsdfm-mask",
+            "kind": "fsdfm",
+            "source": "mask",
+            "teacher": "dfm-mask",
+            "options": {"path_weight": "gbar"},
+        },
+    ]
+    for source in ("uniform", "mask"):
+        stages.append(
+            {"name": f"compass-{source}", "kind": "compass", "source": source, "teacher": f"dfm-{source}", "blocks": 1}
+        )
+        stages.append(
+            {
+                "name": f"tsdfm-{source}",
+                "kind": "tsdfm",
+                "source": source,
+                "teacher": f"dfm-{source}",
+                "compass": f"compass-{source}",
+                "options": {"h_law": "uniform", "small_h_target": "kl_frozen_teacher"},
+                "shaping": {"tau": 0.25, "candidates": 2},
+            }
+        )
+    network = {"width": 16, "blocks": 2, "heads": 2, "condition": 8, "fuser_init": "identity_preserving"}
+    start = {"unigram_bias": True, "gate": 1.0, "spectral": True, "spectral_head": 0.05}
+    training = {"steps": 2, "batch": 4, "lr": 1e-3, "warmup": 1, "optimizer": "muon"}
+    return Recipe(scale="toy", task="toy", network=network, start=start, training=training, stage=stages)
+
+
+def test_every_kind_of_network_trains_in_dependency_order_and_is_not_trained_twice(tmp_path) -> None:
+    recipe = miniature()
+    said: list[str] = []
+    command.train_recipe(recipe, TEXT, tmp_path, announce=said.append)
+    for stage in recipe.stage:
+        config = json.loads((tmp_path / stage.name / "config.json").read_text())
+        assert np.isfinite(config["validation"]["value"])
+        assert config["tokens_seen"] == 2 * 4 * 8
+        card = (tmp_path / stage.name / "README.md").read_text()
+        assert f"{config['validation']['value']:.4f}" in card
+    assert not any((tmp_path / command.STATE_FOLDER).glob("*"))
+    said.clear()
+    command.train_recipe(recipe, TEXT, tmp_path, announce=said.append)
+    assert all("trained already" in line for line in said)
+    assert len(said) == len(recipe.stage)
+
+
+def test_a_stage_without_its_teacher_says_what_to_train(tmp_path) -> None:
+    recipe = miniature()
+    with pytest.raises(CheckpointError, match=r"needs dfm-mask.*--only dfm-mask"):
+        command.train_recipe(recipe, TEXT, tmp_path, only=["fsdfm-mask"])
+
+
+def test_recipes_refuse_what_cannot_work() -> None:
+    base = miniature().model_dump()
+    for change, words in [
+        ({"source": "mask"}, "its teacher has"),
+        ({"teacher": "nobody"}, "not an earlier stage"),
+        ({"training": {"stepz": 3}}, "unknown training settings"),
+        ({"shaping": {"candidates": 0}}, "at least 1"),
+    ]:
+        broken = json.loads(json.dumps(base))
+        broken["stage"][-3].update(change)
+        with pytest.raises((ValueError, UsageError), match=words):
+            Recipe(**broken)
+
+
+def test_unknown_scale_names_the_known_ones(tmp_path) -> None:
+    with pytest.raises(UsageError, match="did you mean 'sotu'"):
+        load_recipe("sotuu")
+    (tmp_path / "bad.toml").write_text("scale = ")
+    with pytest.raises(UsageError, match="not valid TOML"):
+        load_recipe(str(tmp_path / "bad.toml"))
+    assert len(load_recipe("sotu").stage) >= 12
