@@ -1,4 +1,4 @@
-"""The trainer: exact resume, foreign or damaged states refused, divergence, recipes, and the whole chain in miniature."""
+"""The trainer: exact resume, foreign or damaged states refused, divergence, recipes, the whole chain in miniature."""
 
 from __future__ import annotations
 
