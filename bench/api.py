@@ -219,6 +219,28 @@ class Task(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class TrainingStreams:
+    """The text a task offers for training.
+
+    Args:
+        train, validation: (n,) int64 token streams, documents joined, each followed by its end-of-text id.
+        data_hash: "sha256:..." of the training split, recorded in every checkpoint.
+    """
+
+    train: np.ndarray
+    validation: np.ndarray
+    data_hash: str
+
+
+class TrainableHook(Protocol):
+    """Optional method of a task: without it `tsdfm-bench train` refuses the task with that reason."""
+
+    def training_streams(self) -> TrainingStreams:
+        """Training and validation tokens; raises `AssetError` if the text cannot be obtained."""
+        ...
+
+
 # ---------------------------------------------------------------------------------------------------- scorers
 
 

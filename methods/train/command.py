@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from tsdfm_bench.errors import CheckpointError
+from tsdfm_bench.api import Task
+from tsdfm_bench.errors import CheckpointError, UsageError
 from tsdfm_bench.methods.nets.pretrained import CONFIG_FILE, PretrainedNetwork, read_config
 from tsdfm_bench.methods.train.build import build_network, build_objective
 from tsdfm_bench.methods.train.card import about_weights, write_card
@@ -22,6 +23,25 @@ from tsdfm_bench.methods.train.recipe import Recipe, Stage
 from tsdfm_bench.methods.train.trainer import Progress, Trainer
 
 STATE_FOLDER = ".state"
+
+
+def training_text(task: Task) -> TrainingText:
+    """The training text of a task; raises UsageError if it offers none."""
+    offer = getattr(task, "training_streams", None)
+    info = task.info
+    if offer is None:
+        raise UsageError(
+            f"task '{info.name}' offers no training text; choose another task or add `training_streams` to it"
+        )
+    streams = offer()
+    return TrainingText(
+        info.name,
+        {"train": streams.train, "validation": streams.validation},
+        info.vocab_size,
+        info.length,
+        info.tokenizer,
+        streams.data_hash,
+    )
 
 
 def is_trained(stage: Stage, recipe: Recipe, text: TrainingText, folder: Path) -> bool:
