@@ -14,6 +14,13 @@ _PUBLIC = {
         "json_hash plan_hash read_arrays read_json read_samples read_scores read_table slug write_arrays write_bytes "
         "write_json write_samples write_scores write_table write_text"
     ),
+    "stats": (
+        "Interval bootstrap compare difference holm n_to_separate n_to_separate_rows permutation_pvalue ratio "
+        "reduction_percent"
+    ),
+    "flags": "FLAGS Flag find_flags with_flags",
+    "tables": "LonePerplexity Table TableColumn TableRow Value main_table main_tables",
+    "render": "FORMATS render to_csv to_html to_json to_latex to_markdown to_rich",
     "schema": "COLUMNS SCHEMA_VERSION Column SchemaError empty from_rows read_summary row validate write_summary",
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}

@@ -1,0 +1,89 @@
+"""The rows of one cell, and which metric plays which part.
+
+Metrics are plug-ins and name themselves ("gen_ppl/pooled", "entropy_nats"); tables and flags ask for a role. The
+preferred name comes first; otherwise the first name, in alphabetical order, that the role's pattern matches.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = Mapping[str, Any]
+
+_ROLES: dict[str, tuple[tuple[str, ...], str]] = {
+    "perplexity": (("gen_ppl/pooled", "gen_ppl"), r"gen[-_]ppl\b.*"),
+    "bits per byte": (("bits_per_byte",), r"bits[-_]per[-_]byte\b.*"),
+    "entropy": (("entropy_nats", "entropy/nats", "entropy"), r"entropy.*nats"),
+    "distinct": (("distinct_2", "distinct/2", "distinct-2"), r"distinct.*"),
+    "repetition": (("repetition_4", "repetition/4", "rep_4", "repetition"), r"(seq[-_])?rep(?!eat).*|repetition.*"),
+    "mauve": (("mauve",), r"mauve(?!.*(ceiling|real|std|sd)).*"),
+    "mauve ceiling": (("mauve_ceiling", "mauve/ceiling"), r"mauve.*(ceiling|real).*"),
+    "speed": (("sequences_per_second", "cost/sequences_per_second"), r".*sequences[-_]per[-_]s(econd)?"),
+}
+
+
+def pick(metrics: Iterable[str], role: str) -> str | None:
+    """The metric that plays a role among those present, or None.
+
+    Args:
+        metrics: names that occur.
+        role: "perplexity", "bits per byte", "entropy", "distinct", "repetition", "mauve", "mauve ceiling" or "speed".
+    """
+    present = sorted(set(metrics))
+    preferred, pattern = _ROLES[role]
+    for name in preferred:
+        if name in present:
+            return name
+    return next((name for name in present if re.fullmatch(pattern, name)), None)
+
+
+def finite(value: Any) -> bool:
+    """Whether a value of the summary is a finite number (nulls are not)."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+class CellRows:
+    """The rows of one cell of a summary.
+
+    Args:
+        rows: at least one row, with nulls as None.
+    """
+
+    def __init__(self, rows: list[Row]) -> None:
+        self.first = rows[0]
+        self.id: str = rows[0]["cell"]
+        self.rows = {(row["metric"], row["scorer"]): row for row in rows}
+
+    def of(self, metric: str | None, scorer: str = "") -> Row | None:
+        """The row of a metric (and scorer) if its value is finite, else None."""
+        row = self.rows.get((metric or "", scorer))
+        return row if row is not None and finite(row["value"]) else None
+
+    @property
+    def is_real(self) -> bool:
+        """Whether this is held-out real text."""
+        return bool(self.first["kind"] == "reference" and self.first["method"] == "real")
+
+    @property
+    def n(self) -> int | None:
+        """The largest number of sequences behind any of its values."""
+        return max((row["n"] for row in self.rows.values() if row["n"] is not None), default=None)
+
+    @property
+    def scorers(self) -> set[str]:
+        """Scorers with at least one finite value."""
+        return {scorer for (_, scorer), row in self.rows.items() if scorer and finite(row["value"])}
+
+
+def cells_of(summary: pd.DataFrame) -> list[CellRows]:
+    """The cells of a summary in order of first appearance."""
+    cells: dict[str, list[Row]] = {}
+    for row in summary.astype(object).where(summary.notna(), None).to_dict("records"):
+        cells.setdefault(row["cell"], []).append({str(key): value for key, value in row.items()})
+    return [CellRows(rows) for rows in cells.values()]
