@@ -1,0 +1,180 @@
+"""What the built-in methods share: options, weights, refusals, and the frame of a sampling run.
+
+A method is a denoiser plus a way of walking from noise to data. `load` makes the denoiser from a checkpoint; the
+constructor takes any object of the denoiser protocol, so an exact posterior can be sampled with the same code:
+
+    DFM(denoiser=oracle, source="uniform", solver="exact").sample(request)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from tsdfm_bench.api import Identity, MethodInfo, SampleBatch, SampleRequest
+from tsdfm_bench.errors import CheckpointError, UsageError, unknown_name
+from tsdfm_bench.methods import checkpoints
+from tsdfm_bench.methods.core.denoiser import Denoiser
+from tsdfm_bench.methods.core.request import refusal
+from tsdfm_bench.methods.core.schedule import Schedule, make_schedule
+from tsdfm_bench.methods.core.source import Source, make_source
+from tsdfm_bench.methods.core.state import State
+
+RESERVED = ("task", "vocab_size", "checkpoint", "source", "length")
+
+
+def parse_options(info: MethodInfo, params: Mapping[str, object]) -> dict[str, str]:
+    """The method's own options among `params`, checked against `info.options`.
+
+    Raises:
+        UsageError: unknown option or value, with the nearest known ones.
+    """
+    options: dict[str, str] = {}
+    for name, value in params.items():
+        if name in RESERVED:
+            continue
+        if name not in info.options:
+            raise unknown_name(f"option of {info.name}", name, info.options)
+        options[name] = one_of(info, name, str(value))
+    return options
+
+
+def one_of(info: MethodInfo, name: str, value: str) -> str:
+    """`value`, if option `name` of a method allows it; else UsageError."""
+    allowed = info.options[name]
+    if isinstance(allowed, tuple) and value not in allowed:
+        raise unknown_name(f"{name} of {info.name}", value, allowed)
+    return value
+
+
+class Weighted(ABC):
+    """A method whose networks come from a checkpoint folder."""
+
+    info: ClassVar[MethodInfo]
+    device: str
+
+    @classmethod
+    def load(cls, params: Mapping[str, object], device: str) -> Self:
+        """Read weights and options; see `tsdfm_bench.api.Method.load`.
+
+        Raises:
+            UsageError: unknown option, value or source.
+            CheckpointError: weights missing, damaged, or of something else.
+        """
+        options = parse_options(cls.info, params)
+        checkpoint = cls._checkpoint(params)
+        vocab_size = params.get("vocab_size")
+        network, config = checkpoints.load_network(
+            checkpoint, device, None if vocab_size is None else int(str(vocab_size))
+        )
+        try:
+            return cls.from_network(network, config, checkpoint.source, device, options)
+        except UsageError as error:
+            raise CheckpointError(f"{checkpoint.folder}: {error}") from error
+
+    @classmethod
+    def identify(cls, params: Mapping[str, object]) -> Identity:
+        """Name and hash of the weights `load(params)` would read."""
+        return checkpoints.identify(cls._checkpoint(params))
+
+    @classmethod
+    def _checkpoint(cls, params: Mapping[str, object]) -> checkpoints.Checkpoint:
+        source = params.get("source")
+        sources = cls.info.sources
+        if source is not None and source not in sources:
+            raise unknown_name(f"source of {cls.info.name}", str(source), sources)
+        chosen = str(source) if source is not None else (sources[0] if sources else None)
+        given, task = params.get("checkpoint"), params.get("task")
+        return checkpoints.find(
+            cls.info.name,
+            chosen,
+            sources,
+            None if given is None else str(given),
+            None if task is None else str(task),
+        )
+
+    @classmethod
+    @abstractmethod
+    def from_network(
+        cls,
+        network: nn.Module,
+        config: Mapping[str, Any],
+        source: str | None,
+        device: str,
+        options: Mapping[str, str],
+    ) -> Self:
+        """The method around a loaded network.
+
+        Args:
+            network: on `device`, in eval mode.
+            config: the checkpoint's config.json.
+            source: the source the weights are for, or None.
+            device: torch device string.
+            options: checked options.
+        """
+
+
+class Diffusion(Weighted):
+    """A method that walks a state from a source to data.
+
+    Args:
+        denoiser: predicts the clean sequence.
+        source: a Source, or the name of one over the denoiser's vocabulary.
+        schedule: kappa.
+        device: where sampling runs.
+    """
+
+    def __init__(self, denoiser: Denoiser, source: Source | str, schedule: Schedule, device: str) -> None:
+        self.denoiser = denoiser
+        self.source = make_source(source, denoiser.vocab_size) if isinstance(source, str) else source
+        if self.source.outputs != denoiser.outputs:
+            raise UsageError(
+                f"source '{self.source.name}' needs a denoiser of {self.source.outputs} outputs, this one has"
+                f" {denoiser.outputs}"
+            )
+        self.schedule = schedule
+        self.device = device
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The networks whose calls are counted."""
+        return self.denoiser.networks()
+
+    def refuse(self, request: SampleRequest) -> str | None:
+        """A reason not to serve the request, or None."""
+        return refusal(request, self.info, self.denoiser.vocab_size, self.source.name)
+
+    def sample(self, request: SampleRequest) -> SampleBatch:
+        """Sample one batch; see `tsdfm_bench.api.Method.sample`.
+
+        Raises:
+            UsageError: the request is one that `refuse` gives a reason for.
+        """
+        reason = self.refuse(request)
+        if reason is not None:
+            raise UsageError(reason)
+        with torch.no_grad():
+            state = State.start(
+                self.source, request.streams.to(self.device), request.length, request.prefix, request.pinned
+            )
+            trace = self.walk(state, request)
+        return finished(request, state.tokens, trace)
+
+    @abstractmethod
+    def walk(self, state: State, request: SampleRequest) -> Tensor | None:
+        """Take the state to data, in place; returns the trace if one was asked for."""
+
+
+def finished(request: SampleRequest, tokens: Tensor, trace: Tensor | None) -> SampleBatch:
+    """The batch, on the device of the request's streams, every token counted."""
+    device = request.streams.device
+    lengths = torch.full((request.batch,), request.length, dtype=torch.int64, device=device)
+    return SampleBatch(tokens.to(device), lengths, None if trace is None else trace.to(device))
+
+
+def schedule_of(config: Mapping[str, Any], default: Schedule) -> Schedule:
+    """The schedule a checkpoint names under "schedule", or the method's default."""
+    return make_schedule(config.get("schedule"), default)

@@ -1,0 +1,139 @@
+"""How a token is drawn from weights: the arithmetic is part of a result, so it is a named policy.
+
+`fp64` (default): inverse CDF in double precision. With weights w and a uniform u the token is the first y with
+
+    w_0 + ... + w_y > u (w_0 + ... + w_{K-1})
+
+so every token of positive weight can be drawn, however small its probability.
+
+`legacy-fp32`: the exponential race of the published masked-diffusion and score code,
+
+    argmax_y  w_y / (1e-10 - log(u_y + 1e-10)),     u_y fp32 multiples of 2^-24, all arithmetic fp32.
+
+Because -log u_y >= 2^-24 (or the 1e-10 floors), a token cannot win against a competitor of 2e7 times its weight: a
+hidden, step-dependent temperature (Zheng et al., arXiv 2409.02908). It exists to reproduce published numbers.
+
+A draw costs one uniform. The race needs K of them: they are the outputs of a SplitMix64 generator (Steele, Lea and
+Flood, OOPSLA 2014) seeded with the bits of that one uniform, in integer arithmetic that is equal on every device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tsdfm_bench.api import Draw
+from tsdfm_bench.errors import PluginError, unknown_name
+
+DRAWS: tuple[Draw, ...] = ("fp64", "legacy-fp32")
+
+_BLOCK = 64
+_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)  # the constants of SplitMix64 as signed 64-bit integers
+_MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX2 = 0x94D049BB133111EB - (1 << 64)
+_RACE_ELEMENTS = 1 << 19
+
+
+def inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
+    """The first y whose cumulative weight exceeds u times the total; a token of weight 0 is never returned.
+
+    Two levels (sums of 64 entries, then within the chosen 64) instead of one long cumulative sum.
+
+    Args:
+        weights: (n, K) fp64, non-negative. A row of zeros returns some valid index.
+        u: (n,) fp64 in (0, 1).
+
+    Returns:
+        (n,) int64.
+    """
+    n, size = weights.shape
+    whole = size // _BLOCK * _BLOCK
+    blocks = weights[:, :whole].reshape(n, -1, _BLOCK).sum(dim=-1)
+    if whole < size:
+        blocks = torch.cat([blocks, weights[:, whole:].sum(dim=-1, keepdim=True)], dim=1)
+    block, rest = _first_above(blocks, u[:, None] * blocks.sum(dim=-1, keepdim=True))
+    columns = block * _BLOCK + torch.arange(_BLOCK, device=weights.device)
+    inside = weights.gather(1, columns.clamp_max(size - 1))
+    if whole < size:
+        inside = inside.masked_fill_(columns >= size, 0.0)
+    offset, _ = _first_above(inside, rest)
+    return (block * _BLOCK + offset).squeeze(1).clamp_max(size - 1)
+
+
+def _first_above(weights: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    """First index whose cumulative weight exceeds `level` (n, 1), and what of the level is left inside it."""
+    cdf = weights.cumsum(dim=1)
+    total = cdf[:, -1:]
+    level = torch.minimum(level, torch.nextafter(total, torch.zeros_like(total))).clamp_min_(0.0)
+    index = (cdf <= level).sum(dim=1, keepdim=True).clamp_max_(weights.shape[1] - 1)
+    before = cdf.gather(1, index) - weights.gather(1, index)
+    return index, level - before
+
+
+def race_uniforms(seed: Tensor, size: int) -> Tensor:
+    """fp32 multiples of 2^-24 in [0, 1): `size` outputs of SplitMix64 for every seed, (n,) int64 -> (n, size)."""
+    z = seed[:, None] + torch.arange(1, size + 1, device=seed.device) * _GAMMA
+    z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * _MIX1
+    z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * _MIX2
+    z = z ^ ((z >> 31) & ((1 << 33) - 1))
+    return ((z >> 40) & 0xFFFFFF).float() * 2.0**-24
+
+
+def race(weights: Tensor, u: Tensor) -> Tensor:
+    """The published fp32 race.
+
+    Args:
+        weights: (n, K) fp32; entries <= 0 never win against a positive one.
+        u: (n,) fp64 in (0, 1) with 52 random bits, the seed of each race.
+
+    Returns:
+        (n,) int64.
+    """
+    seed = (u * 2.0**52).long()
+    winners = []
+    rows = max(1, _RACE_ELEMENTS // weights.shape[1])
+    for w, s in zip(weights.split(rows), seed.split(rows), strict=True):
+        noise = 1e-10 - (race_uniforms(s, w.shape[1]) + 1e-10).log()
+        winners.append((w / noise).argmax(dim=-1))
+    return torch.cat(winners) if winners else seed
+
+
+class DrawPolicy:
+    """A named way to draw.
+
+    Args:
+        name: "fp64" or "legacy-fp32".
+    """
+
+    def __init__(self, name: Draw = "fp64") -> None:
+        if name not in DRAWS:
+            raise unknown_name("draw", name, DRAWS)
+        self.name = name
+        self._finite: Tensor | None = None
+
+    @property
+    def legacy(self) -> bool:
+        """True for the published fp32 race."""
+        return self.name == "legacy-fp32"
+
+    def categorical(self, weights: Tensor, u: Tensor) -> Tensor:
+        """One token per row.
+
+        Args:
+            weights: (n, K) non-negative, need not be normalised.
+            u: (n,) fp64 in (0, 1), one uniform per draw.
+
+        Returns:
+            (n,) int64 in [0, K).
+        """
+        finite = torch.isfinite(weights).all()  # stays on the device: looked at once, in `check`
+        self._finite = finite if self._finite is None else self._finite & finite
+        return race(weights.float(), u) if self.legacy else inverse_cdf(weights.double(), u)
+
+    def check(self) -> None:
+        """Raise PluginError if any weights drawn from so far were not finite."""
+        if self._finite is not None and not bool(self._finite):
+            raise PluginError(
+                "the network returned logits that are not finite (nan or inf): its weights are damaged or overflow in"
+                " this precision; check the checkpoint, or run it in fp32"
+            )

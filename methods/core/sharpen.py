@@ -1,0 +1,73 @@
+"""Temperature and nucleus, applied to the clean-token distribution of the network.
+
+    p_T(y) proportional to exp(logit_y / T);   T = 0 means all mass on the first largest logit
+
+then, for a nucleus of mass q, tokens are ranked by p_T and only the head of the ranking is kept and renormalised:
+
+    inclusive    keep a token while the mass strictly before it is < q   (the token that crosses q is kept: SDTT, DUO,
+                                                                          transformers)
+    exclusive    keep a token while the mass up to and with it is <= q, and always the first   (ReMDM, BD3-LM)
+
+At q = 0.9 the two differ by several percent of perplexity, so the rule is named in every row. Temperature comes
+first, the nucleus second. In samplers whose step mixes the clean-token distribution with the current token, the
+nucleus acts on the clean-token distribution, never on the mixture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tsdfm_bench.api import TopPRule
+
+
+@dataclass(frozen=True)
+class Sharpen:
+    """What temperature and nucleus make of logits.
+
+    Args:
+        temperature: T >= 0.
+        top_p: q in (0, 1], or None.
+        rule: "inclusive" or "exclusive".
+    """
+
+    temperature: float = 1.0
+    top_p: float | None = None
+    rule: TopPRule = "inclusive"
+
+    @property
+    def neutral(self) -> bool:
+        """True if the distribution is left as it is."""
+        return self.temperature == 1.0 and (self.top_p is None or self.top_p >= 1.0)
+
+    def weights(self, logits: Tensor) -> Tensor:
+        """Unnormalised probabilities, largest entry 1.
+
+        Args:
+            logits: (n, K) floating point, -inf allowed (not in all entries of a row); not changed.
+
+        Returns:
+            (n, K) fp64.
+        """
+        x = logits.double()
+        if self.temperature == 0:
+            best = x.argmax(dim=-1, keepdim=True)
+            return torch.zeros_like(x).scatter_(-1, best, 1.0)
+        top = x.amax(dim=-1, keepdim=True)
+        w = (x - top).div_(self.temperature).exp_() if self.temperature != 1 else (x - top).exp_()
+        if self.top_p is None or self.top_p >= 1:
+            return w
+        return w * self._kept(w)
+
+    def _kept(self, w: Tensor) -> Tensor:
+        """(n, K) bool, True in the nucleus."""
+        assert self.top_p is not None
+        ranked, order = (w / w.sum(dim=-1, keepdim=True)).sort(dim=-1, descending=True, stable=True)
+        mass = ranked.cumsum(dim=-1)
+        kept = mass <= self.top_p
+        if self.rule == "inclusive":
+            kept = (mass < self.top_p).roll(1, dims=-1)  # the mass strictly before a token
+        kept[:, 0] = True
+        return torch.zeros_like(kept).scatter_(-1, order, kept)

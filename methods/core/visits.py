@@ -1,0 +1,232 @@
+"""Visits: which rows of the batch take which step, and which of their positions may change.
+
+Sequences are independent, so they need not walk in step. Where a step's law lets the positions that change be
+chosen without the network (masked diffusion, flow matching's Euler and exact laws, and the candidates of the
+cumulative law by thinning), all changes of a whole run are drawn first, and the k-th visit of the batch holds the
+k-th step in which each sequence has anything to do: other steps cost nothing. Every sequence still sees exactly
+the law of the grid.
+
+Events are drawn by skipping ahead. If position l changes in step i with probability r_i, independently, the next
+change after step i - 1 happens at the first j >= i with
+
+    sum_{m=i}^{j} log(1 - r_m) <= log u,      u uniform,
+
+one uniform per change, addressed by (sequence, i, position) and therefore independent of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tsdfm_bench.methods.core.grid import Grid
+from tsdfm_bench.methods.core.state import State
+from tsdfm_bench.rng import Streams
+
+_CERTAIN = -64.0  # log of a survival no uniform of 52 bits can reach: r = 1
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One network call's worth of work: each of `rows` takes its own step.
+
+    Args:
+        rows: (k,) int64 rows of the state, ascending.
+        index: (k,) int64 step number of each row in the grid.
+        t, t_next: (k,) fp64 times of that step.
+        at_rows, at_positions: (n,) int64 places that may change; `at_rows` counts within `rows`.
+        last: (n,) bool, the step is the grid's last.
+        any_last: whether `last` has any True entry, known without looking at the device.
+        uniforms: random numbers drawn ahead, site -> (n,).
+    """
+
+    rows: Tensor
+    index: Tensor
+    t: Tensor
+    t_next: Tensor
+    at_rows: Tensor
+    at_positions: Tensor
+    last: Tensor
+    any_last: bool
+    uniforms: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def state_rows(self) -> Tensor:
+        """(n,) rows of the state the places belong to."""
+        return self.rows[self.at_rows]
+
+    def uniform(self, site: str, streams: Streams) -> Tensor:
+        """(n,) uniforms, one per place; the same numbers whether they were drawn ahead or not."""
+        if site in self.uniforms:
+            return self.uniforms[site]
+        return streams.uniform_at(site, self.index[self.at_rows], self.state_rows, self.at_positions)
+
+    def keep(self, kept: Tensor) -> Visit:
+        """The visit without the places where `kept` (n,) is False, and without rows that have no place left."""
+        at_rows = self.at_rows[kept]
+        used, local = at_rows.unique(return_inverse=True)
+        return Visit(
+            self.rows[used],
+            self.index[used],
+            self.t[used],
+            self.t_next[used],
+            local,
+            self.at_positions[kept],
+            self.last[kept],
+            self.any_last,
+            {site: u[kept] for site, u in self.uniforms.items()},
+        )
+
+
+def every_step(state: State, grid: Grid, active: bool = False) -> Iterator[Visit]:
+    """The plain walk: all rows, all free positions, one visit per grid step.
+
+    Args:
+        state: read before every step, so rows finished meanwhile can be left out.
+        grid: the steps.
+        active: leave out rows marked `done` (costs one host synchronisation per step on an accelerator).
+    """
+    device = state.tokens.device
+    start, end = grid.start.to(device), grid.end.to(device)
+    rows = torch.arange(state.batch, device=device)
+    at_rows, at_positions = state.free.nonzero(as_tuple=True)
+    for i in range(len(grid)):
+        if active:
+            remaining = (~state.done).nonzero().squeeze(1)
+            if remaining.numel() == 0:
+                return
+            if remaining.numel() != rows.numel():
+                rows = remaining
+                at_rows, at_positions = state.free[rows].nonzero(as_tuple=True)
+        index = torch.full_like(rows, i)
+        last = torch.full_like(at_rows, i == len(grid) - 1, dtype=torch.bool)
+        yield Visit(rows, index, start[index], end[index], at_rows, at_positions, last, i == len(grid) - 1)
+
+
+def places_visit(places: Tensor, index: int, t: float, t_next: float) -> Visit | None:
+    """A visit of the places where `places` (batch, length) is True, all in one step; None if there are none."""
+    rows, positions = places.nonzero(as_tuple=True)
+    if rows.numel() == 0:
+        return None
+    used, local = rows.unique_consecutive(return_inverse=True)
+    start, end = (torch.full(used.shape, x, dtype=torch.float64, device=used.device) for x in (t, t_next))
+    last = torch.zeros_like(local, dtype=torch.bool)
+    return Visit(used, torch.full_like(used, index), start, end, local, positions, last, False)
+
+
+@dataclass(frozen=True)
+class Events:
+    """Places that may change and the steps in which they do, all (n,) int64 on the CPU."""
+
+    rows: Tensor
+    positions: Tensor
+    steps: Tensor
+
+
+def bernoulli_events(
+    streams: Streams, free: Tensor, probability: Tensor, once: bool = False, site: str = "event"
+) -> Events:
+    """Independent Bernoulli events of every free position over all steps of a grid.
+
+    Args:
+        streams: (batch,).
+        free: (batch, length) bool.
+        probability: (steps,) fp64 r_i in [0, 1].
+        once: only the first event of each position (a masked position is revealed once).
+        site: name of the decision.
+    """
+    streams = streams.to("cpu")
+    steps = probability.numel()
+    hazard = -torch.log1p(-probability.double().cpu()).clamp_max(-_CERTAIN)
+    spent = torch.cat([hazard.new_zeros(1), hazard.cumsum(0)])
+    rows, positions = free.cpu().nonzero(as_tuple=True)
+    start = torch.zeros_like(rows)
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    while rows.numel():
+        budget = -streams.uniform_at(site, start, rows, positions).log()
+        step = torch.searchsorted(spent, spent[start] + budget) - 1
+        step = torch.maximum(step, start)  # rounding of the sum must not step backwards
+        happens = step < steps
+        rows, positions, step = rows[happens], positions[happens], step[happens]
+        found.append((rows, positions, step))
+        if once:
+            break
+        more = step + 1 < steps
+        rows, positions, start = rows[more], positions[more], step[more] + 1
+    if not found:
+        return Events(rows, positions, start)
+    return Events(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+def plan(
+    events: Events,
+    start: Tensor,
+    end: Tensor,
+    streams: Streams,
+    sites: Sequence[str] = (),
+    also: tuple[Tensor, Tensor] | None = None,
+) -> Iterator[Visit]:
+    """Group events into visits: the k-th visit holds the k-th busy step of every row.
+
+    Args:
+        events: what happens when.
+        start, end: times of the steps, (steps,) or per row (batch, steps), fp64.
+        streams: (batch,), on the device the sampling runs on.
+        sites: decisions for which one uniform per event is drawn ahead.
+        also: further (rows, steps) that must be visited although nothing changes in them.
+
+    Yields:
+        visits whose index tensors are views of arrays made once: nothing in the loop waits for an accelerator.
+    """
+    device, streams = streams.device, streams.to("cpu")
+    steps, batch = start.shape[-1], len(streams)
+    key = events.rows * steps + events.steps
+    wanted = key if also is None else torch.cat([key, also[0].cpu() * steps + also[1].cpu()])
+    pairs = wanted.unique()  # sorted: by row, then by step
+    if pairs.numel() == 0:
+        return
+    pair_row, pair_step = pairs // steps, pairs % steps
+    place = torch.arange(pairs.numel())
+    rank = place - torch.searchsorted(pair_row, torch.arange(batch))[pair_row]
+    order = rank.argsort(stable=True)
+    counts = rank.bincount()
+    offset = counts.cumsum(0) - counts
+    local = torch.empty_like(place)
+    local[order] = place - offset[rank[order]]
+
+    pair_of_event = torch.searchsorted(pairs, key)
+    event_rank = rank[pair_of_event]
+    event_order = event_rank.argsort(stable=True)
+    event_counts = event_rank.bincount(minlength=counts.numel())
+
+    row, step = pair_row[order], pair_step[order]
+    times = [x.cpu()[step] if x.dim() == 1 else x.cpu()[row, step] for x in (start, end)]
+    event_rows, event_positions, event_steps = (x[event_order] for x in (events.rows, events.positions, events.steps))
+    last = event_steps == steps - 1
+    any_last = torch.zeros(counts.numel(), dtype=torch.bool)
+    any_last[event_rank[event_order][last]] = True
+    drawn = [streams.uniform_at(site, event_steps, event_rows, event_positions) for site in sites]
+
+    def pieces(x: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+        return x.to(device).split(sizes)
+
+    by_pair = [pieces(x, counts.tolist()) for x in (row, step, *times)]
+    by_event = [
+        pieces(x, event_counts.tolist()) for x in (local[pair_of_event[event_order]], event_positions, last, *drawn)
+    ]
+    for k, has_last in enumerate(any_last.tolist()):
+        uniforms = {site: by_event[3 + j][k] for j, site in enumerate(sites)}
+        yield Visit(
+            by_pair[0][k],
+            by_pair[1][k],
+            by_pair[2][k],
+            by_pair[3][k],
+            by_event[0][k],
+            by_event[1][k],
+            by_event[2][k],
+            has_last,
+            uniforms,
+        )

@@ -1,0 +1,129 @@
+"""FS-DFM: few-step discrete flow matching, a network conditioned on the step size and the cumulative scalar.
+
+With p = p_{1|t}(. | x_t; h) the posterior of a step from t to t + h, rates r(y) = gbar(t, h) p(y), r(z) = 0, where
+
+    gbar(t, h) = (1 / h) log[ (1 - kappa(t)) / (1 - kappa(t + h)) ]
+
+is the mean of the instantaneous rate over the step. Each position is independent:
+
+    P(leave z) = 1 - exp(-h gbar (1 - p(z))) = 1 - R^(1 - p(z)),    R = (1 - kappa(t + h)) / (1 - kappa(t))
+    P(y | z, leave) = p(y) / (1 - p(z)),   y != z
+
+A position never leaves with more than 1 - R, so the law is thinned: candidates are chosen with probability 1 - R,
+before and without the network, and a candidate leaves with probability (1 - R^(1 - p(z))) / (1 - R). Steps in
+which a sequence has no candidate need no call. The last step draws from p itself, the current token allowed (with
+the mask source: see `methods.flow`).
+
+Reference: arXiv 2509.20624, eq. 4.3 and the released sampler "mixture_euler_with_cumulative_scalar".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tsdfm_bench.api import MethodInfo
+from tsdfm_bench.methods.core.grid import Grid
+from tsdfm_bench.methods.core.kernel import Kernel, Posterior, pieces
+from tsdfm_bench.methods.core.state import State
+from tsdfm_bench.methods.core.visits import Visit, bernoulli_events, plan
+from tsdfm_bench.methods.flow import UNMASK_CHANGE, Flow
+
+
+class CumulativeKernel(Kernel):
+    """One step with the cumulative scalar.
+
+    Args:
+        posterior: p, its schedule and draw policy; `mask_id` set for the mask source.
+        unmask_change: as in `methods.flow`; without a mask id it has no meaning.
+    """
+
+    def __init__(self, posterior: Posterior, unmask_change: str = "reference") -> None:
+        self.posterior = posterior
+        masked = posterior.mask_id is not None
+        self.once = masked and unmask_change == "never"
+        self.close_masked_only = masked and unmask_change == "reference"
+
+    def candidate_probability(self, grid: Grid) -> Tensor:
+        """1 - R of every step, 1 in the last; (steps,) fp64."""
+        probability = -torch.expm1(self.posterior.schedule.log_survival(grid.start, grid.end))
+        probability[-1] = 1.0
+        return probability
+
+    def visits(self, state: State, grid: Grid) -> Iterator[Visit]:
+        """The candidates of the whole run, drawn first."""
+        events = bernoulli_events(state.streams, state.free, self.candidate_probability(grid), once=self.once)
+        for visit in plan(events, grid.start, grid.end, state.streams, ("token", "leave")):
+            if visit.any_last and self.close_masked_only:
+                masked = state.tokens[visit.state_rows, visit.at_positions] == self.posterior.mask_id
+                visit = visit.keep(masked | ~visit.last)
+                if visit.at_rows.numel() == 0:
+                    continue
+            yield visit
+
+    def step(self, state: State, visit: Visit) -> None:
+        """Let the candidates leave, or not."""
+        rows, positions = visit.state_rows, visit.at_positions
+        current = state.tokens[rows, positions]
+        logits = self.posterior.logits(state, visit)
+        log_ratio = self.posterior.schedule.log_survival(visit.t, visit.t_next)[visit.at_rows]
+        u_leave, u_token = (visit.uniform(site, state.streams) for site in ("leave", "token"))
+        for s in pieces(*logits.shape):
+            z, last = current[s, None], visit.last[s]
+            no_mask = True if self.once else last if visit.any_last else False
+            weights = self.posterior.weights(logits[s], no_mask)
+            stay = weights.gather(1, z)
+            weights.scatter_(1, z, torch.where(last[:, None], stay, 0.0) if visit.any_last else 0.0)
+            others = weights.sum(dim=1)
+            leave = torch.expm1(log_ratio[s] * (others / (others + stay[:, 0]))) / torch.expm1(log_ratio[s])
+            goes = (u_leave[s] < leave) | last
+            token = self.posterior.policy.categorical(weights, u_token[s])
+            current[s] = torch.where(goes, token, current[s])
+        state.write(rows, positions, current)
+
+    def transition(self, p: Tensor, z: Tensor, t: float, t_next: float, last: bool = False) -> Tensor:
+        """The law of one step as a matrix.
+
+        Args:
+            p: (n, outputs) fp64 clean-token distributions.
+            z: (n,) int64 current tokens.
+            t, t_next: the step.
+            last: it is the grid's last.
+
+        Returns:
+            (n, outputs) fp64, row i the law of what follows z_i.
+        """
+        mask = self.posterior.mask_id
+        if mask is not None and (last or self.once):
+            p = p.index_fill(1, torch.tensor([mask]), 0.0)
+            p = p / p.sum(dim=1, keepdim=True)
+        here = torch.nn.functional.one_hot(z, p.shape[1]).to(p.dtype)
+        frozen = z.ne(-1 if mask is None else mask) & (self.once or (last and self.close_masked_only))
+        if last:
+            law = p
+        else:
+            times = torch.tensor([t, t_next], dtype=torch.float64)
+            log_ratio = self.posterior.schedule.log_survival(times[:1], times[1:])
+            others = p * (1 - here)
+            total = others.sum(dim=1, keepdim=True)
+            leave = -torch.expm1(log_ratio * total)
+            law = (1 - leave) * here + leave * others / total.clamp_min(1e-300)
+        return torch.where(frozen[:, None], here, law)
+
+
+class FSDFM(Flow):
+    """FS-DFM. See `Flow` for the arguments."""
+
+    info = MethodInfo(
+        name="fsdfm",
+        family="flow matching",
+        sources=("uniform", "mask"),
+        citation="arXiv:2509.20624",
+        options={"unmask_change": UNMASK_CHANGE},
+    )
+
+    def kernel(self, posterior: Posterior) -> Kernel:
+        """The cumulative law."""
+        return CumulativeKernel(posterior, self.unmask_change)

@@ -1,0 +1,155 @@
+"""Draw policies: inverse CDF against cumulative sums and frequencies, the legacy race against its closed form."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from tsdfm_bench.errors import PluginError, UsageError
+from tsdfm_bench.methods.core import DrawPolicy, Sharpen, draw
+from tsdfm_bench.rng import Streams
+
+
+def uniforms(n: int, name: str = "u") -> torch.Tensor:
+    return Streams.of(5, name, n).uniform("draw", 0, 1)[:, 0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 63, 64, 65, 300, 2049])
+def test_inverse_cdf_is_the_first_token_above_the_level(size):
+    generator = torch.Generator().manual_seed(size)
+    weights = torch.rand(500, size, generator=generator, dtype=torch.float64)
+    weights[weights < 0.3] = 0
+    weights[:, -1] += 0.1
+    u = uniforms(500)
+    chosen = draw.inverse_cdf(weights, u)
+    cdf = weights.cumsum(dim=1) / weights.sum(dim=1, keepdim=True)
+    assert torch.equal(chosen, torch.searchsorted(cdf, u[:, None], right=True)[:, 0])
+    assert (weights.gather(1, chosen[:, None]) > 0).all()
+
+
+def test_inverse_cdf_at_the_edges_never_returns_weight_zero():
+    weights = torch.zeros(4, 130, dtype=torch.float64)
+    weights[0, 100] = 1.0
+    weights[1, [3, 129]] = torch.tensor([1e-300, 1.0], dtype=torch.float64)
+    weights[2, 64] = 5e-324
+    weights[3, [0, 128]] = torch.tensor([1.0, 1e-18], dtype=torch.float64)
+    for u in (2.0**-53, 0.5, 1 - 2.0**-53):
+        chosen = draw.inverse_cdf(weights, torch.full((4,), u, dtype=torch.float64))
+        assert (weights.gather(1, chosen[:, None]) > 0).all()
+    nothing = draw.inverse_cdf(torch.zeros(1, 130, dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64))
+    assert 0 <= int(nothing) < 130
+
+
+@pytest.mark.parametrize("policy", ["fp64", "legacy-fp32"])
+def test_frequencies(policy):
+    weights = torch.tensor([0.4, 0.1, 0.0, 0.3, 0.2], dtype=torch.float64)
+    chosen = DrawPolicy(policy).categorical(weights.expand(40000, 5), uniforms(40000, policy))
+    counts = torch.bincount(chosen, minlength=5).numpy()
+    assert counts[2] == 0
+    keep = weights.numpy() > 0
+    assert stats.chisquare(counts[keep], 40000 * weights.numpy()[keep]).pvalue > 1e-4
+
+
+def test_fp64_reaches_tokens_that_the_race_cannot():
+    rare = 1e-9  # below (smallest noise) / (largest noise) = 6e-8 / 23
+    weights = torch.tensor([[1.0, rare]], dtype=torch.float64)
+    u = torch.tensor([1 - rare / 2], dtype=torch.float64)
+    assert DrawPolicy("fp64").categorical(weights, u).item() == 1
+    best_case = torch.tensor([[0.0, 1 - 2.0**-24]])  # the uniforms most favourable to the rare token
+    noise = 1e-10 - (best_case + 1e-10).log()
+    assert (weights.float() / noise).argmax() == 0
+
+
+def test_race_has_the_bias_of_its_closed_form(monkeypatch):
+    """P(rare token wins | u_1 among the 64 largest values) for a weight ratio q of a few grid steps.
+
+    The rare token wins iff E_1 < q E_0, E = 1e-10 - log(u + 1e-10). With u_0 continuous that has probability
+    exp(-E_1 / q) for each of the 64 values of u_1; the sum over values falls short of the fp64 probability.
+    """
+    q, top, points = 2.0**-22, 64, 4096
+    u_1 = 1 - torch.arange(1, top + 1) * 2.0**-24
+    u_0 = ((torch.arange(points) + 0.5) / points * 2**24).floor() * 2.0**-24
+    grid = torch.cartesian_prod(u_0, u_1).float()
+    monkeypatch.setattr(draw, "race_uniforms", lambda seed, size: grid[seed])
+    monkeypatch.setattr(draw, "_RACE_ELEMENTS", 2 * grid.shape[0])
+    seeds = torch.arange(grid.shape[0]).double() * 2.0**-52
+    weights = torch.tensor([1.0, q]).expand(grid.shape[0], 2)
+    wins = draw.race(weights, seeds).view(points, top).float().mean(dim=0).numpy()
+    noise = -np.log(1 - np.arange(1, top + 1) * 2.0**-24) + 1e-10
+    assert wins == pytest.approx(np.exp(-noise / q), abs=2 / points)
+    share = wins.sum() * 2.0**-24
+    closed = 2.0**-24 / math.expm1(2.0**-24 / q)
+    assert share == pytest.approx(closed, rel=0.01)
+    assert share < 0.9 * q / (1 + q)  # the exact probability: the race is too cold
+
+
+def test_race_uniforms_are_multiples_of_2_to_minus_24_and_uniform():
+    u = draw.race_uniforms((uniforms(2000) * 2.0**52).long(), 50)
+    assert u.dtype == torch.float32
+    assert torch.equal(u * 2**24, (u * 2**24).floor())
+    assert u.min() >= 0
+    assert u.max() < 1
+    assert stats.kstest(u.flatten().numpy(), "uniform").pvalue > 1e-3
+    assert abs(np.corrcoef(u[:, 0].numpy(), u[:, 1].numpy())[0, 1]) < 0.08
+    assert abs(np.corrcoef(u[:-1, 0].numpy(), u[1:, 0].numpy())[0, 1]) < 0.08
+
+
+def test_race_in_pieces_is_the_same(monkeypatch):
+    weights = torch.rand(100, 33, generator=torch.Generator().manual_seed(0))
+    whole = draw.race(weights, uniforms(100))
+    monkeypatch.setattr(draw, "_RACE_ELEMENTS", 33 * 7)
+    assert torch.equal(whole, draw.race(weights, uniforms(100)))
+
+
+def test_unknown_policy_and_damaged_weights():
+    with pytest.raises(UsageError, match="unknown draw 'fp32'"):
+        DrawPolicy("fp32")  # type: ignore[arg-type]
+    policy = DrawPolicy()
+    policy.categorical(torch.ones(2, 3), uniforms(2))
+    policy.check()
+    policy.categorical(torch.tensor([[1.0, float("nan")]]), uniforms(1))
+    with pytest.raises(PluginError, match="not finite"):
+        policy.check()
+
+
+def test_temperature():
+    logits = torch.tensor([[0.3, -1.0, 2.0], [5.0, 5.0, -2.0]])
+    for temperature in (0.5, 1.0, 2.0):
+        w = Sharpen(temperature).weights(logits)
+        assert w.dtype == torch.float64
+        assert torch.allclose(w / w.sum(1, keepdim=True), torch.softmax(logits.double() / temperature, 1))
+    assert Sharpen(0.0).weights(logits).tolist() == [[0, 0, 1], [1, 0, 0]]  # first of equal maxima
+
+
+@pytest.mark.parametrize(
+    ("rule", "top_p", "kept"),
+    [
+        ("inclusive", 0.7, [0, 1]),  # .5, then .5 + .3 crosses .7: kept
+        ("exclusive", 0.7, [0]),  # the crossing token is dropped
+        ("inclusive", 0.81, [0, 1, 2]),
+        ("exclusive", 0.81, [0, 1]),
+        ("inclusive", 0.3, [0]),
+        ("exclusive", 0.3, [0]),  # the first token always stays
+        ("inclusive", 1.0, [0, 1, 2, 3]),
+        ("exclusive", 0.96, [0, 1, 2]),
+    ],
+)
+def test_nucleus_rules(rule, top_p, kept):
+    p = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
+    order = torch.tensor([2, 0, 3, 1])  # the rules must not depend on how tokens are numbered
+    w = Sharpen(1.0, top_p, rule).weights(p[order].log()[None])[0]
+    expected = torch.zeros(4, dtype=torch.float64)
+    expected[kept] = p[kept] / p[kept].sum()
+    assert torch.allclose(w / w.sum(), expected[order])
+
+
+def test_temperature_acts_before_the_nucleus():
+    p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    w = Sharpen(0.5, 0.6, "inclusive").weights(p.log()[None])[0]  # p^2: .25 .09 .04 -> .658 .237 .105
+    assert (w > 0).tolist() == [True, False, False]
+    w = Sharpen(1.0, 0.6, "inclusive").weights(p.log()[None])[0]
+    assert (w > 0).tolist() == [True, True, False]
