@@ -115,8 +115,13 @@ def row(**values: Any) -> dict[str, Any]:
             raise SchemaError(f"the summary has no column {name!r}{_close(name)}")
     filled = {column.name: _DEFAULTS[column.type] for column in COLUMNS}
     filled["schema_version"] = SCHEMA_VERSION
-    filled.update((name, value) for name, value in values.items() if value is not None)
+    filled.update((name, _encodable(value)) for name, value in values.items() if value is not None)
     return filled
+
+
+def _encodable(value: Any) -> Any:
+    """Text without lone surrogates (undecodable bytes in file names and error messages), which no file can hold."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def from_rows(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:

@@ -145,6 +145,8 @@ def _interval(
             return Interval(
                 value, value, value, n, "constant", "all sequences are alike", 0.0, confidence, resamples, seed
             )
+        if not spread.min() <= value <= spread.max():
+            return none("every resample lies on the same side of the value: resampling biases this statistic", value)
         method, reason = "percentile", f"more than {BCA_LIMIT} sequences"
         if max(sizes) <= BCA_LIMIT:
             method, reason = "percentile", "BCa is undefined here"
@@ -174,8 +176,9 @@ def bootstrap(
         confidence: coverage asked for.
 
     Returns:
-        the interval. No interval (NaN ends, with the reason) for n = 0, n = 1, a value that is not finite, or resamples
-        that are not; zero width for constant columns.
+        the interval. No interval (NaN ends, with the reason) for n = 0, n = 1, a value that is not finite, resamples
+        that are not or that all miss the value on one side (counts of distinct things); zero width for constant
+        columns.
     """
     arrays, n = _columns(columns)
     return _interval(

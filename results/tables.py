@@ -75,7 +75,7 @@ def _name(row: Any) -> str:
 
 
 def _null(value: Any) -> bool:
-    return value is None or value != value or type(value).__name__ == "NAType"
+    return value is None or type(value).__name__ == "NAType" or value != value
 
 
 # ------------------------------------------------------------------------------------------------------ build

@@ -1,0 +1,182 @@
+"""The run folder: state follows from which files exist."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tsdfm_bench.results.files import CorruptFile, StoreError, UnsafeName, read_json, write_json
+from tsdfm_bench.results.store import PlanConflict, RunFolder, plan_hash, write_samples
+
+
+def _batch(run: RunFolder, cell: str, batch: int) -> None:
+    write_samples(run.samples_path(cell, batch), np.zeros((2, 4), int), np.array([4, 4]))
+
+
+def test_a_plan_is_written_once(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    plan = {"methods": ["mdlm"], "steps": [8, 1024], "temperature": 1.0}
+    first = run.freeze(plan)
+    assert run.freeze({**plan, "temperature": 1}) == first == plan_hash(plan)
+    assert RunFolder(tmp_path / "run").read_plan() == plan
+    with pytest.raises(PlanConflict) as caught:
+        run.freeze({**plan, "steps": [8], "seed": 1})
+    message = str(caught.value)
+    assert first in message
+    assert plan_hash({**plan, "steps": [8], "seed": 1}) in message
+    assert "they differ in seed, steps" in message
+    assert "--out" in message
+    assert run.read_plan() == plan
+
+
+def test_some_fields_of_a_plan_may_grow(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    first = run.freeze({"methods": ["ar"], "samples": 128}, extendable=["samples"])
+    assert run.freeze({"methods": ["ar"], "samples": 256}, extendable=["samples"]) == first
+    assert run.read_plan()["samples"] == 256
+    with pytest.raises(PlanConflict, match="they differ in methods"):
+        run.freeze({"methods": ["sedd"], "samples": 256}, extendable=["samples"])
+
+
+def _freeze(root: str, seed: int, queue: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
+    try:
+        RunFolder(root).freeze({"seed": seed})
+        queue.put("written")
+    except PlanConflict:
+        queue.put("refused")
+
+
+def test_two_processes_with_two_plans_cannot_both_win(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    workers = [context.Process(target=_freeze, args=(str(tmp_path), seed, queue)) for seed in range(4)]
+    for worker in workers:
+        worker.start()
+    outcomes = sorted(queue.get(timeout=60) for _ in workers)
+    for worker in workers:
+        worker.join()
+    assert outcomes == ["refused"] * 3 + ["written"]
+
+
+def test_not_a_run_folder_and_a_damaged_plan(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    with pytest.raises(StoreError, match="not a run folder"):
+        run.read_plan()
+    run.freeze({"a": 1})
+    run.plan_path.write_text(run.plan_path.read_text().replace("1", "2", 1))
+    with pytest.raises(CorruptFile):
+        run.freeze({"a": 1})
+
+
+@pytest.mark.parametrize("name", ["../../etc", "a/b", "..", "", "/x"])
+def test_no_cell_leaves_the_folder(tmp_path: Path, name: str) -> None:
+    run = RunFolder(tmp_path)
+    for path in (run.cell_folder, run.done_path, run.state, run.completed_batches, lambda c: run.scores_path("x", c)):
+        with pytest.raises(UnsafeName):
+            path(name)
+    assert run.scores_path(name, "abc").is_relative_to(tmp_path / "scores")
+    assert run.scores_path(name, "abc").parent.parent == tmp_path / "scores"
+
+
+def test_the_life_of_a_cell(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert run.cells() == []
+    assert run.state("abc").state == "missing"
+    assert run.completed_batches("abc") == []
+    run.write_cell("abc", {"method": "ar", "batches": 3})
+    assert str(run.state("abc")) == "missing"
+    for batch in (0, 2):
+        _batch(run, "abc", batch)
+    (run.cell_folder("abc") / ".samples-0001.npz.1.ab.tmp").write_bytes(b"half")
+    state = run.state("abc")
+    assert (state.state, state.completed, state.batches) == ("partial", 2, 3)
+    assert str(state) == "partial (2 of 3 batches)"
+    assert run.completed_batches("abc") == [0, 2]
+    run.write_error("abc", "Traceback ...\n\n  line 1\nValueError: no\n\n")
+    state = run.state("abc")
+    assert (state.state, state.error) == ("failed", "Traceback ...\n  line 1\nValueError: no")
+    assert run.read_error("abc", lines=1) == "ValueError: no"
+    _batch(run, "abc", 1)
+    run.write_done("abc", {"batches": 3})
+    assert run.state("abc").state == "done"
+    assert run.read_error("abc") == ""
+    assert run.state("abc", batches=4).state == "partial"
+    assert run.state("abc", batches=2).state == "done"
+    assert run.cells() == ["abc"]
+
+
+def test_damaged_batches_can_be_left_out(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for batch in range(3):
+        _batch(run, "c", batch)
+    run.samples_path("c", 1).write_bytes(b"broken")
+    assert run.completed_batches("c") == [0, 1, 2]
+    assert run.completed_batches("c", verify=True) == [0, 2]
+
+
+def test_heartbeat(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert run.heartbeat_age_s("c") is None
+    run.beat("c")
+    old = time.time() - 1000
+    os.utime(run.heartbeat_path("c"), (old, old))
+    age = run.heartbeat_age_s("c")
+    assert age is not None
+    assert 999 < age < 1300
+    assert read_json(run.heartbeat_path("c"), checksum=False)["pid"] == os.getpid()
+    assert run.state("c").state == "missing"
+
+
+def test_scored_cells(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert run.scored("hf:org/model") == set()
+    for cell in ("a1", "b2"):
+        path = run.scores_path("hf:org/model", cell)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    (path.parent / ".c3.parquet.9.ff.tmp").write_bytes(b"")
+    assert run.scored("hf:org/model") == {"a1", "b2"}
+
+
+def test_a_thousand_cells_are_listed_by_name_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listing is one scan per folder: no batch and no done.json is opened."""
+    run = RunFolder(tmp_path)
+    for i in range(1000):
+        folder = run.cell_folder(f"{i:016x}")
+        folder.mkdir(parents=True)
+        for batch in range(1 + i % 3):
+            (folder / f"samples-{batch:04d}.npz").touch()
+        if i % 3 == 2:
+            (folder / "done.json").touch()
+    opened: list[str] = []
+    scans: list[str] = []
+    real_open, real_scandir = os.open, os.scandir
+    monkeypatch.setattr(os, "open", lambda *a, **k: (opened.append(str(a[0])), real_open(*a, **k))[1])
+    monkeypatch.setattr(os, "scandir", lambda *a: (scans.append(str(a[0])), real_scandir(*a))[1])
+    states = run.states(batches=3)
+    assert len(states) == 1000
+    assert sum(s.state == "done" for s in states.values()) == 333
+    assert sum(s.state == "partial" for s in states.values()) == 667
+    assert len(scans) == 1001
+    assert opened == []
+    mixed = run.states(list(states)[:2], batches={next(iter(states)): 1})
+    assert [s.batches for s in mixed.values()] == [1, None]
+
+
+def test_paths_of_the_whole_run(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert {p.name for p in (run.tables_folder, run.figures_folder, run.jobs_folder)} == {"tables", "figures", "jobs"}
+    assert run.summary_path.name == "summary.parquet"
+    assert run.features_path("smollm2", "a").name == "a.npz"
+    with pytest.raises(ValueError):
+        run.samples_path("a", -1)
+    assert run.samples_path("a", 12345).name == "samples-12345.npz"
+    _batch(run, "a", 12345)
+    assert run.completed_batches("a") == [12345]
+    write_json(run.cost_path("a"), {"seconds": 1.5})
+    assert read_json(run.cost_path("a")) == {"seconds": 1.5}
