@@ -20,7 +20,7 @@ _PUBLIC = {
     ),
     "flags": "FLAGS Flag find_flags with_flags",
     "tables": "LonePerplexity Table TableColumn TableRow Value main_table main_tables",
-    "render": "FORMATS to_csv to_html to_json to_latex to_markdown to_rich to_text",
+    "render": "FORMATS to_csv to_html to_json to_latex to_markdown to_rich",
     "schema": "COLUMNS SCHEMA_VERSION Column SchemaError empty from_rows read_summary row validate write_summary",
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}

@@ -45,7 +45,7 @@ FLAGS: Mapping[str, str] = {
     "mauve-n": f"MAUVE from fewer than {MAUVE_SEQUENCES} sequences: biased, comparable only within this table",
     "mixed-n": "made from another number of sequences than most rows",
     "few": f"fewer than {FEW_SEQUENCES} sequences: intervals are too narrow",
-    "scorer-missing": "not scored by every scorer of this table",
+    "scorer-missing": "has no score from a scorer that was asked for",
     "no-real": "no held-out real text of the same task and length to compare with",
     "mixed-length": "the summary holds several lengths of this task: entropy and perplexity depend on length and are "
     "compared within one length only",
@@ -178,7 +178,7 @@ def _count_flags(cells: list[CellRows]) -> list[Flag]:
     flags = []
     known = Counter(cell.n for cell in cells if cell.n is not None)
     usual = max(known, key=lambda n: (known[n], n)) if known else None
-    scorers = set().union(*(cell.scorers for cell in cells))
+    scorers = {scorer for cell in cells for _, scorer in cell.rows if scorer}
     for cell in cells:
         n = cell.n
         if n is not None and n != usual:

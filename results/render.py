@@ -248,7 +248,7 @@ FORMATS: dict[str, tuple[str, Callable[[Table], str]]] = {
 }
 
 
-def to_text(table: Table, format: str) -> str:
+def render(table: Table, format: str) -> str:
     """A table in one of `FORMATS`; `ValueError` names them for another one."""
     if format not in FORMATS:
         raise ValueError(f"unknown table format {format!r}: choose {', '.join(FORMATS)} (rich: see to_rich)")

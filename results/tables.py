@@ -102,7 +102,7 @@ def _build(summary: pd.DataFrame, notes: Sequence[str]) -> Table:
             values["flags"] = Value(marks, marks)
             rows.append(TableRow(section, values))
     columns = [*builder.columns, TableColumn("flags", "flags", align="left")]
-    footnotes = [*flag_notes, *reasons, *notes, *builder.definitions()]
+    footnotes = [*flag_notes, *reasons, *notes, *builder.gaps(notes), *builder.definitions()]
     return Table(_name(summary.iloc[0]), columns, rows, footnotes)
 
 
@@ -168,7 +168,8 @@ class _Builder:
             self.columns.append(column)
             self.measured.append((column, metric, scorer))
 
-        self.scorers = list(dict.fromkeys(scorer for cell in self.done for _, scorer in cell.rows if scorer))
+        used = set().union(*(cell.scorers for cell in self.done))
+        self.scorers = list(dict.fromkeys(name for cell in self.done for _, name in cell.rows if name in used))
         entropy, perplexity = pick(self.metrics, "entropy"), pick(self.metrics, "perplexity")
         scored = [cell for cell in self.done if any(cell.of(perplexity, scorer) for scorer in self.scorers)]
         self.withheld = sum(1 for cell in scored if cell.of(entropy) is None)
@@ -247,6 +248,18 @@ class _Builder:
                 "Add the entropy metric."
             )
         return notes
+
+    def gaps(self, notes: Sequence[str]) -> list[str]:
+        """Numbers that could not be had, equal reasons together; not those whose reason stands in `notes` already."""
+        gaps: dict[tuple[str, str, str], int] = {}
+        for cell in self.done:
+            for (metric, scorer), row in cell.rows.items():
+                if row["reason"] and not finite(row["value"]) and not any(row["reason"] in note for note in notes):
+                    gaps[metric, scorer, row["reason"]] = gaps.get((metric, scorer, row["reason"]), 0) + 1
+        return [
+            f"No {metric}{f' ({scorer})' if scorer else ''} in {count} of {len(self.done)} rows: {reason}"
+            for (metric, scorer, reason), count in gaps.items()
+        ]
 
     def _ceiling(self) -> str:
         mauve, ceiling = pick(self.metrics, "mauve"), pick(self.metrics, "mauve ceiling")

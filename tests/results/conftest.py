@@ -66,7 +66,7 @@ def make_cell(
 
 def make_rows() -> list[dict[str, Any]]:
     """Rows of the whole summary."""
-    reference = {"kind": "reference"}
+    reference: dict[str, Any] = {"kind": "reference"}
     undone = {"task": "sotu", "kind": "method", "length": 64, "source": "mask", "steps": 8, "checkpoint": "none"}
     out = [
         *make_cell(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -43,7 +45,7 @@ def _scores(path: Path) -> None:
     )
 
 
-FILES = {
+FILES: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any]]] = {
     "samples.npz": (_samples, read_samples),
     "table.parquet": (_table, read_table),
     "scores.parquet": (_scores, read_scores),

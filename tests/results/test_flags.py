@@ -13,7 +13,7 @@ from tsdfm_bench.results.rows import pick
 
 Rows = list[dict[str, Any]]
 Cell = Callable[..., Rows]
-REF = {"kind": "reference"}
+REF: dict[str, Any] = {"kind": "reference"}
 
 
 def raised(rows: Rows) -> dict[str, set[str]]:
@@ -107,6 +107,14 @@ def test_counts_draws_and_scorers(cell: Cell) -> None:
     found = raised(rows)
     assert without(found, "mauve-n") == {"b": {"legacy-fp32", "scorer-missing"}, "c": {"mixed-n", "few"}}
     assert all("mauve-n" in codes for codes in found.values())
+
+
+def test_a_scorer_that_nobody_could_use_is_missing_everywhere(cell: Cell) -> None:
+    """A row without a value says that the scorer was asked for."""
+    rows = cell("ar", {"s": 50.0}, 3.8, n=5000) + cell("real", {"s": 30.0}, 3.8, n=5000, **REF)
+    gap = {key: rows[0][key] for key in ("task", "tokenizer", "data_hash", "method", "kind", "state", "length", "cell")}
+    rows.append({**gap, "metric": "scores", "scorer": "t", "reason": "no network"})
+    assert raised(rows) == {"ar": {"scorer-missing"}, "real": {"scorer-missing"}}
 
 
 def test_lengths_are_not_compared(cell: Cell) -> None:

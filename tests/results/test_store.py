@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def test_some_fields_of_a_plan_may_grow(tmp_path: Path) -> None:
         run.freeze({"methods": ["sedd"], "samples": 256}, extendable=["samples"])
 
 
-def _freeze(root: str, seed: int, queue: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
+def _freeze(root: str, seed: int, queue: multiprocessing.Queue) -> None:
     try:
         RunFolder(root).freeze({"seed": seed})
         queue.put("written")
@@ -156,8 +157,17 @@ def test_a_thousand_cells_are_listed_by_name_only(tmp_path: Path, monkeypatch: p
     opened: list[str] = []
     scans: list[str] = []
     real_open, real_scandir = os.open, os.scandir
-    monkeypatch.setattr(os, "open", lambda *a, **k: (opened.append(str(a[0])), real_open(*a, **k))[1])
-    monkeypatch.setattr(os, "scandir", lambda *a: (scans.append(str(a[0])), real_scandir(*a))[1])
+
+    def watched_open(path: str, *args: Any, **kwargs: Any) -> int:
+        opened.append(str(path))
+        return real_open(path, *args, **kwargs)
+
+    def watched_scandir(path: str) -> Any:
+        scans.append(str(path))
+        return real_scandir(path)
+
+    monkeypatch.setattr(os, "open", watched_open)
+    monkeypatch.setattr(os, "scandir", watched_scandir)
     states = run.states(batches=3)
     assert len(states) == 1000
     assert sum(s.state == "done" for s in states.values()) == 333

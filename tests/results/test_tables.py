@@ -157,6 +157,17 @@ def test_tasks_and_lengths_never_share_a_table(cell: Callable[..., Rows], rows: 
     assert main_tables(schema.empty()) == []
 
 
+def test_a_number_that_could_not_be_had_says_why(rows: Rows) -> None:
+    gap = {key: rows[0][key] for key in ("task", "tokenizer", "data_hash", "method", "kind", "state", "length", "cell")}
+    rows.append({**gap, "metric": "scores", "scorer": "gpt2", "reason": "no network"})
+    table = main_table(schema.from_rows(rows))
+    assert "No scores (gpt2) in 1 of 7 rows: no network" in table.footnotes
+    told = main_table(schema.from_rows(rows), notes=["Scorer gpt2 is missing: no network"])
+    assert sum("no network" in note for note in told.footnotes) == 1
+    assert not any("gpt2" in column.heading for column in table.columns)
+    assert any("scorer-missing" in note or note.startswith("All generators (gpt2)") for note in table.footnotes)
+
+
 def test_a_summary_of_failures_only() -> None:
     bad = {"task": "sotu", "method": "m", "label": "m", "kind": "method", "state": "failed"}
     summary = schema.from_rows([{**bad, "cell": f"c{i}", "reason": "disk full", "steps": 2**i} for i in range(3)])
@@ -165,7 +176,7 @@ def test_a_summary_of_failures_only() -> None:
     assert table.footnotes == ["1  failed: disk full"]
     assert "failed 1" in show(table, 80)
     for name in render.FORMATS:
-        assert "disk full" in render.to_text(table, name) or name == "csv"
+        assert "disk full" in render.render(table, name) or name == "csv"
 
 
 def test_failed_rows_without_data_hash_stay_with_their_task(rows: Rows) -> None:
@@ -244,7 +255,7 @@ def test_html_is_text_only(nasty: Table) -> None:
 
 def test_unknown_format_names_the_known() -> None:
     with pytest.raises(ValueError, match="choose markdown, csv, latex, json, html"):
-        render.to_text(Table("t", [], []), "pdf")
+        render.render(Table("t", [], []), "pdf")
 
 
 # ------------------------------------------------------------------------------------------------------ numbers
