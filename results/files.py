@@ -188,6 +188,14 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
+def remove(path: str | os.PathLike[str]) -> None:
+    """Delete a file if it exists; `StoreError` if that is not possible."""
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise _explain(error, "delete", Path(path)) from error
+
+
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """The content of a file; `StoreError` with a clear reason if it cannot be read."""
     path = Path(path)

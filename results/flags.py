@@ -118,9 +118,10 @@ def _group_flags(cells: list[CellRows]) -> list[Flag]:
     for cell in cells:
         if cell.first["draw"] == "legacy-fp32":
             flags.append(Flag(cell.id, "legacy-fp32"))
-        mauve = cell.of(pick(metrics, "mauve"))
-        if mauve and mauve["n"] is not None and mauve["n"] < MAUVE_SEQUENCES:
-            flags.append(Flag(cell.id, "mauve-n", f"n = {mauve['n']}"))
+        mauve = pick(metrics, "mauve")
+        counts = [row["n"] for scorer in cell.judges(mauve) if (row := cell.of(mauve, scorer)) and row["n"] is not None]
+        if counts and min(counts) < MAUVE_SEQUENCES:
+            flags.append(Flag(cell.id, "mauve-n", f"n = {min(counts)}"))
     return flags + _canary_flags(cells, real, metrics) + _count_flags(cells)
 
 

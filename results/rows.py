@@ -65,6 +65,10 @@ class CellRows:
         row = self.rows.get((metric or "", scorer))
         return row if row is not None and finite(row["value"]) else None
 
+    def judges(self, metric: str | None) -> list[str]:
+        """The scorers (or "") for which a metric has a finite value, in order: MAUVE has one per feature network."""
+        return [scorer for (name, scorer), row in self.rows.items() if name == metric and finite(row["value"])]
+
     @property
     def is_real(self) -> bool:
         """Whether this is held-out real text."""

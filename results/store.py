@@ -17,6 +17,7 @@ names only (one folder scan per cell); contents are verified when they are read.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -50,6 +51,7 @@ from tsdfm_bench.results.files import (
     make_folder,
     read_bytes,
     read_json,
+    remove,
     slug,
     write_bytes,
     write_json,
@@ -78,6 +80,7 @@ __all__ = [
     "read_samples",
     "read_scores",
     "read_table",
+    "remove",
     "slug",
     "write_arrays",
     "write_bytes",
@@ -276,7 +279,7 @@ class RunFolder:
 
     def clear_error(self, cell: str) -> None:
         """Forget a failure before a new try."""
-        self.error_path(cell).unlink(missing_ok=True)
+        remove(self.error_path(cell))
 
     def write_done(self, cell: str, content: Mapping[str, Any]) -> None:
         """Mark a cell as done and forget an earlier failure."""
@@ -333,8 +336,9 @@ class RunFolder:
         if "done.json" in names and (batches is None or completed >= batches):
             return CellState(cell, "done", completed, batches if batches is not None else completed)
         if batches is None and "cell.json" in names:
-            stored = read_json(self.cell_path(cell)).get("batches")
-            batches = stored if isinstance(stored, int) else None
+            with contextlib.suppress(CorruptFile):  # found by whoever needs it; a listing goes on
+                stored = read_json(self.cell_path(cell)).get("batches")
+                batches = stored if isinstance(stored, int) else None
         if "error.txt" in names:
             return CellState(cell, "failed", completed, batches, self.read_error(cell))
         return CellState(cell, "partial" if completed else "missing", completed, batches)

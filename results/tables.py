@@ -182,7 +182,9 @@ class _Builder:
         distinct, repetition = pick(self.metrics, "distinct"), pick(self.metrics, "repetition")
         add("distinct", _ngram(distinct, "distinct"), give_way=4)
         add("repetition", _ngram(repetition, "rep"), give_way=5)
-        add("mauve", "MAUVE", give_way=2)
+        mauve = pick(self.metrics, "mauve")
+        for scorer in dict.fromkeys(scorer for cell in self.done for scorer in cell.judges(mauve)):
+            add("mauve", "MAUVE", scorer, scorer, give_way=2)
         add("speed", "seq/s", give_way=6)
         if pick(self.metrics, "speed") is None and any(finite(cell.first["seconds"]) for cell in self.done):
             self.columns.append(TableColumn("seconds", "seconds", give_way=6))
@@ -263,8 +265,10 @@ class _Builder:
 
     def _ceiling(self) -> str:
         mauve, ceiling = pick(self.metrics, "mauve"), pick(self.metrics, "mauve ceiling")
-        rows = [row for cell in self.done if (row := cell.of(ceiling)) is not None] if ceiling else []
-        rows = rows or [row for cell in self.done if cell.is_real and (row := cell.of(mauve)) is not None]
+        rows = [row for cell in self.done for scorer in cell.judges(ceiling) if (row := cell.of(ceiling, scorer))]
+        if not rows:  # the real row's own MAUVE is the same thing
+            real = [cell for cell in self.done if cell.is_real]
+            rows = [row for cell in real for scorer in cell.judges(mauve) if (row := cell.of(mauve, scorer))]
         if not rows:
             return ""
         texts = _unique(f"{_measured(row, 'mauve').text} (n = {row['n']})" for row in rows)

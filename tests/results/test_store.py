@@ -111,6 +111,14 @@ def test_the_life_of_a_cell(tmp_path: Path) -> None:
     assert run.cells() == ["abc"]
 
 
+def test_a_damaged_cell_file_does_not_break_a_listing(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.write_cell("a", {"batches": 2})
+    run.write_cell("b", {"batches": 2})
+    run.cell_path("a").write_text("{")
+    assert {cell: state.batches for cell, state in run.states().items()} == {"a": None, "b": 2}
+
+
 def test_damaged_batches_can_be_left_out(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     for batch in range(3):

@@ -73,6 +73,17 @@ def test_every_number_is_defined_below(summary: pd.DataFrame) -> None:
             assert any(note.split(":")[0].find(column.heading) >= 0 for note in table.footnotes), column.heading
 
 
+def test_mauve_may_belong_to_a_scorer_and_may_have_its_own_ceiling(rows: Rows) -> None:
+    for row in [row for row in rows if row.get("metric") == "mauve"]:
+        row["scorer"] = "smollm2"
+        rows.append({**row, "metric": "mauve_ceiling", "value": 0.96, "low": 0.94, "high": 0.98})
+    table = main_table(schema.from_rows(rows))
+    assert next(column.heading for column in table.columns if column.role == "mauve") == "MAUVE (smollm2)"
+    assert table.rows[0].text("mauve@smollm2") == "0.70±0.05"
+    assert any("the ceiling at this n: 0.96±0.02 (n = 256)" in note for note in table.footnotes)
+    assert any(note.startswith("All generators: MAUVE from fewer than") for note in table.footnotes)
+
+
 def test_a_lone_perplexity_cannot_be_made() -> None:
     ppl, entropy = TableColumn("p", "gen-PPL", role="perplexity"), TableColumn("h", "entropy", role="entropy")
     with pytest.raises(LonePerplexity, match="without entropy"):
