@@ -114,6 +114,7 @@ class AbsorbKernel(Kernel):
         sigma = self.posterior.schedule.sigma(visit.t)[visit.at_rows]
         factor = self.factor(visit.t, visit.t_next)[visit.at_rows]
         reveal = (factor * self.log_total(logits, sigma).exp()).clamp_max(1.0)
+        self.posterior.policy.watch(reveal)
         if self.posterior.policy.legacy:
             self._race(state, visit, logits, reveal)
             return
@@ -195,6 +196,7 @@ class UniformKernel(Kernel):
             return
         u_leave = visit.uniform("leave", state.streams)
         bound = self._leave_bound(logits, z, kappa, scale, analytic)
+        posterior.policy.watch(bound)  # a bound that is not a number selects nothing, silently
         candidate = u_leave < bound * (1 + _MARGIN) + 1e-6
         chosen = visit.keep(candidate)
         if chosen.at_rows.numel() == 0:

@@ -126,12 +126,16 @@ class DrawPolicy:
         Returns:
             (n,) int64 in [0, K).
         """
-        finite = torch.isfinite(weights).all()  # stays on the device: looked at once, in `check`
-        self._finite = finite if self._finite is None else self._finite & finite
+        self.watch(weights)
         return race(weights.float(), u) if self.legacy else inverse_cdf(weights.double(), u)
 
+    def watch(self, values: Tensor) -> None:
+        """Remember whether all of these are finite; the answer stays on the device until `check`."""
+        finite = torch.isfinite(values).all()
+        self._finite = finite if self._finite is None else self._finite & finite
+
     def check(self) -> None:
-        """Raise PluginError if any weights drawn from so far were not finite."""
+        """Raise PluginError if anything drawn from or watched so far was not finite."""
         if self._finite is not None and not bool(self._finite):
             raise PluginError(
                 "the network returned logits that are not finite (nan or inf): its weights are damaged or overflow in"

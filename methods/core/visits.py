@@ -82,7 +82,7 @@ class Visit:
 
 
 def every_step(state: State, grid: Grid, active: bool = False) -> Iterator[Visit]:
-    """The plain walk: all rows, all free positions, one visit per grid step.
+    """The plain walk: all rows that have free positions, all of these, one visit per grid step.
 
     Args:
         state: read before every step, so rows finished meanwhile can be left out.
@@ -91,16 +91,17 @@ def every_step(state: State, grid: Grid, active: bool = False) -> Iterator[Visit
     """
     device = state.tokens.device
     start, end = grid.start.to(device), grid.end.to(device)
-    rows = torch.arange(state.batch, device=device)
-    at_rows, at_positions = state.free.nonzero(as_tuple=True)
+    open_rows = state.free.any(dim=1)
+    rows = open_rows.nonzero().squeeze(1)
+    at_rows, at_positions = state.free[rows].nonzero(as_tuple=True)
     for i in range(len(grid)):
         if active:
-            remaining = (~state.done).nonzero().squeeze(1)
-            if remaining.numel() == 0:
-                return
+            remaining = (open_rows & ~state.done).nonzero().squeeze(1)
             if remaining.numel() != rows.numel():
                 rows = remaining
                 at_rows, at_positions = state.free[rows].nonzero(as_tuple=True)
+        if rows.numel() == 0:
+            return
         index = torch.full_like(rows, i)
         last = torch.full_like(at_rows, i == len(grid) - 1, dtype=torch.bool)
         yield Visit(rows, index, start[index], end[index], at_rows, at_positions, last, i == len(grid) - 1)
