@@ -52,8 +52,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> 
     known = sorted(known)
     close = nearest(name, known)
     message = f"unknown {kind} '{name}'"
-    if close:
-        message += f"; did you mean {' or '.join(repr(c) for c in close)}?"
+    message += f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else "."
     message += f" Known: {', '.join(known) if known else 'none'}."
     if hint:
         message += f" {hint}"

@@ -1,0 +1,374 @@
+"""The command line: what can be typed. The work is in `tsdfm_bench.commands`, imported only when a command runs.
+
+Exit codes: 0 done; 1 some cells failed, or something that was needed is missing; 2 the request is wrong; 130
+interrupted. Tables and JSON go to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, Optional
+
+import typer
+
+from tsdfm_bench import __version__
+from tsdfm_bench.errors import BenchError, UsageError
+
+app = typer.Typer(
+    name="tsdfm-bench",
+    help="Compare discrete text generators honestly: one table with perplexity, entropy, MAUVE, cost and intervals.",
+    epilog="Start with:  tsdfm-bench run --methods tsdfm,mdlm --steps 8,1024",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+EXIT_FAILED, EXIT_WRONG_USE, EXIT_INTERRUPTED = 1, 2, 130
+
+# Options that several commands share. Lists are text here: the configuration reads and checks them.
+Text = Optional[str]  # noqa: UP045 - typer reads the annotation at run time
+_WHAT, _HOW, _WHERE = "What is sampled", "How it is judged", "Where and how it runs"
+Task = Annotated[
+    Text, typer.Option("--task", metavar="NAME", help="What text is imitated (default: sotu).", rich_help_panel=_WHAT)
+]
+Methods = Annotated[
+    Text,
+    typer.Option(
+        "--methods",
+        metavar="LIST",
+        help="Generators, e.g. tsdfm,mdlm or 'dfm\\[solver=exact],mdlm' (default: tsdfm,fsdfm,dfm,mdlm,sedd,ar).",
+        rich_help_panel=_WHAT,
+    ),
+]
+Steps = Annotated[
+    Text, typer.Option("--steps", metavar="LIST", help="Step counts (default: 8,64).", rich_help_panel=_WHAT)
+]
+Sources = Annotated[
+    Text,
+    typer.Option(
+        "--sources",
+        metavar="LIST",
+        help="Source distributions: mask,uniform,... (default: each method's first).",
+        rich_help_panel=_WHAT,
+    ),
+]
+Temperatures = Annotated[
+    Text,
+    typer.Option(
+        "--temperatures",
+        metavar="LIST",
+        help="Temperatures; 0 = most likely token (default: 1).",
+        rich_help_panel=_WHAT,
+    ),
+]
+TopP = Annotated[
+    Text,
+    typer.Option(
+        "--top-p", metavar="LIST", help="Nucleus masses, e.g. none,0.9 (default: none).", rich_help_panel=_WHAT
+    ),
+]
+TopPRule = Annotated[
+    Text,
+    typer.Option(
+        "--top-p-rule",
+        metavar="RULE",
+        help="inclusive keeps the token that crosses the mass; exclusive drops it.",
+        rich_help_panel=_WHAT,
+    ),
+]
+Draw = Annotated[
+    Text,
+    typer.Option(
+        "--draw",
+        metavar="LIST",
+        help="Arithmetic of the draw: fp64,legacy-fp32 (default: fp64).",
+        rich_help_panel=_WHAT,
+    ),
+]
+Samples = Annotated[
+    Text, typer.Option("--samples", help="Sequences per row (default: 128).", metavar="N", rich_help_panel=_WHAT)
+]
+Length = Annotated[
+    Text,
+    typer.Option("--length", help="Tokens per sequence (default: the task's).", metavar="N", rich_help_panel=_WHAT),
+]
+Checkpoint = Annotated[
+    Text,
+    typer.Option(
+        "--checkpoint",
+        metavar="FOLDER",
+        help="Weights: a folder, or the name of a shipped set (default: shipped).",
+        rich_help_panel=_WHAT,
+    ),
+]
+Prefix = Annotated[
+    Text,
+    typer.Option(
+        "--prefix",
+        metavar="N|TEXT",
+        help="Pinned start: a number of tokens of held-out text, or a text.",
+        rich_help_panel=_WHAT,
+    ),
+]
+Infill = Annotated[
+    Text,
+    typer.Option("--infill", help="Share of positions pinned to held-out text.", metavar="P", rich_help_panel=_WHAT),
+]
+Seed = Annotated[Text, typer.Option("--seed", help="Root seed (default: 0).", metavar="N", rich_help_panel=_WHAT)]
+Scorers = Annotated[
+    Text,
+    typer.Option(
+        "--scorers",
+        metavar="LIST",
+        help="Judges, e.g. smollm2,hf:gpt2-large (default: char-rnn,smollm2).",
+        rich_help_panel=_HOW,
+    ),
+]
+Metrics = Annotated[
+    Text, typer.Option("--metrics", metavar="LIST", help="Measures (default: all).", rich_help_panel=_HOW)
+]
+Conventions = Annotated[
+    Text,
+    typer.Option(
+        "--conventions",
+        metavar="LIST",
+        help="Conventions of generative perplexity, e.g. pooled,mdlm.",
+        rich_help_panel=_HOW,
+    ),
+]
+Config = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--config", "-c", metavar="FILE", help="Sweep file in TOML; the command line wins.", rich_help_panel=_WHERE
+    ),
+]
+Out = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--out", "-o", metavar="FOLDER", help="Run folder (default: runs/TASK-PLAN).", rich_help_panel=_WHERE),
+]
+Launcher = Annotated[
+    Text,
+    typer.Option("--launcher", metavar="NAME", help="How cells are run (default: inline).", rich_help_panel=_WHERE),
+]
+BatchSize = Annotated[
+    Text, typer.Option("--batch-size", help="Sequences per batch.", metavar="N", rich_help_panel=_WHERE)
+]
+Device = Annotated[
+    Text, typer.Option("--device", metavar="NAME", help="cpu, cuda, ... (default: auto).", rich_help_panel=_WHERE)
+]
+Threads = Annotated[
+    Text, typer.Option("--threads", help="CPU threads (default: all available).", metavar="N", rich_help_panel=_WHERE)
+]
+Plugin = Annotated[
+    Optional[list[Path]],  # noqa: UP045
+    typer.Option("--plugin", metavar="FILE", help="Local plug-in file (.py); may be repeated.", rich_help_panel=_WHERE),
+]
+Json = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON, and nothing else, on stdout.")]
+Folder = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Argument(help="Run folder (default: the newest in runs/).", show_default=False),
+]
+
+
+def _leave(work: Callable[[], int]) -> NoReturn:
+    """Run a command's work and leave with its exit code; errors are one message, without a traceback."""
+    from tsdfm_bench.results.files import StoreError
+
+    try:
+        code = work()
+    except UsageError as error:
+        _say(f"error: {error}")
+        code = EXIT_WRONG_USE
+    except (BenchError, StoreError) as error:
+        _say(f"error: {error}")
+        code = EXIT_FAILED
+    except KeyboardInterrupt:
+        _say("interrupted")
+        code = EXIT_INTERRUPTED
+    raise typer.Exit(code)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    """The sweep's keys among a command's parameters, those that were typed."""
+    given = {key: value for key, value in values.items() if value is not None}
+    given["plugins"] = given.pop("plugin", None) or None
+    for other in ("config", "json"):
+        given.pop(other, None)
+    return given
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"tsdfm-bench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    task: Task = None,
+    methods: Methods = None,
+    steps: Steps = None,
+    sources: Sources = None,
+    temperatures: Temperatures = None,
+    top_p: TopP = None,
+    top_p_rule: TopPRule = None,
+    draw: Draw = None,
+    samples: Samples = None,
+    length: Length = None,
+    checkpoint: Checkpoint = None,
+    prefix: Prefix = None,
+    infill: Infill = None,
+    seed: Seed = None,
+    scorers: Scorers = None,
+    metrics: Metrics = None,
+    conventions: Conventions = None,
+    config: Config = None,
+    out: Out = None,
+    launcher: Launcher = None,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    threads: Threads = None,
+    plugin: Plugin = None,
+    json: Json = False,
+) -> None:
+    """Sample, score and tabulate a sweep; what is already done is not done again."""
+    given = _given(locals())
+    from tsdfm_bench.commands.run import run_command
+
+    _leave(lambda: run_command(given, config, json))
+
+
+@app.command()
+def plan(
+    task: Task = None,
+    methods: Methods = None,
+    steps: Steps = None,
+    sources: Sources = None,
+    temperatures: Temperatures = None,
+    top_p: TopP = None,
+    top_p_rule: TopPRule = None,
+    draw: Draw = None,
+    samples: Samples = None,
+    length: Length = None,
+    checkpoint: Checkpoint = None,
+    prefix: Prefix = None,
+    infill: Infill = None,
+    seed: Seed = None,
+    scorers: Scorers = None,
+    metrics: Metrics = None,
+    conventions: Conventions = None,
+    config: Config = None,
+    out: Out = None,
+    launcher: Launcher = None,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    threads: Threads = None,
+    plugin: Plugin = None,
+    json: Json = False,
+) -> None:
+    """Show what `run` with the same options would do: cells, work, what is already there."""
+    given = _given(locals())
+    from tsdfm_bench.commands.plan import plan_command
+
+    _leave(lambda: plan_command(given, config, json))
+
+
+@app.command()
+def status(folder: Folder = None, json: Json = False) -> None:
+    """Show how far each cell of a run folder is."""
+    from tsdfm_bench.commands.status import status_command
+
+    _leave(lambda: status_command(folder, json))
+
+
+@app.command()
+def table(
+    folder: Folder = None,
+    format: Annotated[
+        str, typer.Option("--format", "-f", help="rich, markdown, csv, latex, json or html.", metavar="FORMAT")
+    ] = "rich",
+    json: Json = False,
+) -> None:
+    """Print the table of a run folder or of a summary file."""
+    from tsdfm_bench.commands.table import table_command
+
+    _leave(lambda: table_command(folder, "json" if json else format))
+
+
+Name = Annotated[Text, typer.Argument(help="Show everything about this one.", show_default=False)]
+
+
+@app.command()
+def methods(name: Name = None, plugin: Plugin = None, json: Json = False) -> None:
+    """List the generators, or describe one."""
+    from tsdfm_bench.commands.listing import listing_command
+
+    _leave(lambda: listing_command("methods", name, plugin or [], json))
+
+
+@app.command()
+def tasks(name: Name = None, plugin: Plugin = None, json: Json = False) -> None:
+    """List the tasks, or describe one."""
+    from tsdfm_bench.commands.listing import listing_command
+
+    _leave(lambda: listing_command("tasks", name, plugin or [], json))
+
+
+@app.command()
+def scorers(name: Name = None, plugin: Plugin = None, json: Json = False) -> None:
+    """List the scorers, or describe one."""
+    from tsdfm_bench.commands.listing import listing_command
+
+    _leave(lambda: listing_command("scorers", name, plugin or [], json))
+
+
+@app.command()
+def train(
+    scale: Annotated[str, typer.Argument(help="Which recipe: sotu, ... or a TOML file.", show_default=False)],
+    only: Annotated[Text, typer.Option("--only", metavar="LIST", help="Stages, e.g. mdlm,ar (default: all).")] = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", "-o", metavar="FOLDER", help="Folder of the checkpoints (default: runs/train-SCALE)."),
+    ] = None,
+    minutes: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--minutes", metavar="N", help="Stop after this time; the same command goes on.", min=0.0),
+    ] = None,
+    threads: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--threads", metavar="N", help="CPU threads (default: all available).", min=1),
+    ] = None,
+) -> None:
+    """Train the networks of a scale in dependency order; a stopped training goes on where it was."""
+    from tsdfm_bench.commands.train import train_command
+
+    _leave(lambda: train_command(scale, only, out, minutes, threads))
+
+
+@app.command()
+def doctor(plugin: Plugin = None, json: Json = False) -> None:
+    """Check this installation and say how to repair what is wrong."""
+    from tsdfm_bench.commands.doctor import doctor_command
+
+    _leave(lambda: doctor_command(plugin or [], json))
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

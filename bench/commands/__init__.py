@@ -1,0 +1,1 @@
+"""What each command does; `tsdfm_bench.cli` imports a module of this package only when its command runs."""

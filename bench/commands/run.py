@@ -1,0 +1,121 @@
+"""`tsdfm-bench run`."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tsdfm_bench.config import make_config
+from tsdfm_bench.console import Reporter, stdout_console
+from tsdfm_bench.provenance import command_line
+from tsdfm_bench.sweep import Result, Sweep, prepare
+from tsdfm_bench.sweep import run as run_sweep
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+INTERRUPTED = 130
+SHOWN_FAILURES = 10
+
+
+def run_command(given: Mapping[str, Any], file: Path | None, as_json: bool) -> int:
+    """Run a sweep and print its tables.
+
+    Args:
+        given: keys of the request from the command line.
+        file: TOML sweep file, or None.
+        as_json: print JSON instead of tables.
+
+    Returns:
+        the exit code.
+    """
+    reporter = Reporter()
+    with _terminable():
+        sweep: Sweep | None = None
+        try:
+            config = make_config(given, file)
+            sweep = prepare(config)
+            result = run_sweep(sweep, reporter)
+        except KeyboardInterrupt:
+            _interrupted(reporter, sweep)
+            return INTERRUPTED
+    if as_json:
+        _print_json(sweep, result)
+    else:
+        _print_tables(sweep, result, reporter)
+    return result.outcome.exit_code
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Take a polite kill (SIGTERM) like Ctrl-C while the block runs."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupted(reporter: Reporter, sweep: Sweep | None) -> None:
+    if sweep is None or not sweep.folder.plan_path.exists():
+        reporter.note("Interrupted; nothing was sampled yet.", style="yellow")
+    else:
+        kept = sum(len(sweep.folder.completed_batches(cell)) for cell in sweep.folder.cells())
+        reporter.note(
+            f"Interrupted. {kept} finished batches are kept in {sweep.folder.root}. Go on with:", style="yellow"
+        )
+        reporter.note(f"  {command_line()}")
+
+
+def _print_tables(sweep: Sweep, result: Result, reporter: Reporter) -> None:
+    from tsdfm_bench.results.render import to_rich
+
+    console = stdout_console()
+    for table in result.tables:
+        console.print(to_rich(table, console.width))
+    outcome = result.outcome
+    if outcome.failed or outcome.broken:
+        reasons = [f"{_name(sweep, cell)}: {reason}" for cell, reason in outcome.failed.items()]
+        reasons = list(dict.fromkeys([*reasons, *outcome.broken]))
+        reporter.note(f"{len(reasons)} failed:", style="red")
+        for reason in reasons[:SHOWN_FAILURES]:
+            reporter.note(f"  {reason}")
+        if len(reasons) > SHOWN_FAILURES:
+            reporter.note(f"  and {len(reasons) - SHOWN_FAILURES} more: tsdfm-bench status {sweep.folder.root}")
+        reporter.note("The same command tries them again and does nothing else twice.")
+    console.print(f"\nResults: {sweep.folder.root}  (summary.csv, tables/)", highlight=False, soft_wrap=True)
+
+
+def _name(sweep: Sweep, cell: str) -> str:
+    cells = {planned.cell.id: planned.cell for planned in sweep.plan.cells}
+    cells |= {row.cell.id: row.cell for row in sweep.plan.rejected}
+    return cells[cell].describe()
+
+
+def _print_json(sweep: Sweep, result: Result) -> None:
+    from tsdfm_bench.results.render import to_json
+
+    outcome = result.outcome
+    content = {
+        "folder": str(sweep.folder.root),
+        "exit_code": outcome.exit_code,
+        "failed": {_name(sweep, cell): reason for cell, reason in outcome.failed.items()},
+        "skipped": {_name(sweep, cell): reason for cell, reason in outcome.skipped.items()}
+        | {row.cell.describe(): row.reason for row in sweep.plan.rejected if row.state == "skipped"},
+        "broken": outcome.broken,
+        "notes": outcome.notes,
+        "tables": [json.loads(to_json(table)) for table in result.tables],
+    }
+    print(json.dumps(content, indent=2))

@@ -1,0 +1,307 @@
+"""Sampling in this process: cells one after another, batch by batch, each batch stored as soon as it is made.
+
+Batch NNNN of a cell always holds the sequences NNNN x batch_size onwards, sampled together, so a run that was killed
+and one that was not leave the same tokens; whatever is stored is never made again. Cells that need the same loaded
+method follow each other, and a method with nothing left to do is not loaded. Before the first batch of a loaded method
+a short warm-up runs and is thrown away: it is neither timed nor counted, and streams that are addressed by counters
+are not advanced by it.
+
+A failure belongs to its cell: it leaves error.txt, and the other cells go on. Only a file that cannot be written ends
+the sweep, because the next cell could not be written either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from tsdfm_bench import __version__
+from tsdfm_bench.api import Method, SampleRequest
+from tsdfm_bench.conditioning import pinned_tokens, reference_batch
+from tsdfm_bench.contract import check_batch
+from tsdfm_bench.errors import BenchError, PluginError
+from tsdfm_bench.meter import BatchCost, Meter
+from tsdfm_bench.results.store import CorruptFile, RunFolder, StoreError, read_json, write_json, write_samples
+from tsdfm_bench.summary import MEMORY_HINT
+
+if TYPE_CHECKING:
+    from tsdfm_bench.api import Task
+    from tsdfm_bench.console import Phase, Reporter
+    from tsdfm_bench.plan import Cell, PlannedCell
+    from tsdfm_bench.registry import Registry
+
+Run = Callable[["Job", "Cell", list[int], "Phase"], None]
+
+WARM_UP_STEPS = 2
+WARM_UP_ROWS = 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """What sampling needs to know beside the cells.
+
+    Args:
+        folder: where results go.
+        registry: where methods are looked up.
+        task: loaded.
+        batches: batches per cell.
+        batch_size: sequences per batch.
+        device: torch device string.
+    """
+
+    folder: RunFolder
+    registry: Registry
+    task: Task
+    batches: int
+    batch_size: int
+    device: str
+
+    def version(self, cell: Cell) -> str:
+        """Versions that a refusal depends on."""
+        if cell.kind == "reference":
+            return __version__
+        entry = self.registry.entry("methods", cell.method)
+        return f"{__version__} {entry.owner}"
+
+    def refusal(self, cell: Cell) -> str:
+        """The stored reason why the method refuses this cell, or ""."""
+        path = self.folder.done_path(cell.id)
+        if not path.exists():
+            return ""
+        done = read_json(path)
+        return str(done["refused"]) if done.get("refused") and done.get("version") == self.version(cell) else ""
+
+    def missing(self, cell: Cell) -> list[int]:
+        """Batches that are still to be made; none for a cell that was refused."""
+        if self.refusal(cell):
+            return []
+        have = set(self.folder.completed_batches(cell.id))
+        missing = [batch for batch in range(self.batches) if batch not in have]
+        if not missing and not self.folder.done_path(cell.id).exists():
+            self.folder.write_done(cell.id, self._done())  # killed between the last batch and this mark
+        return missing
+
+    def _done(self) -> dict[str, Any]:
+        return {"batches": self.batches, "batch_size": self.batch_size, "version": __version__}
+
+
+def batch_work(cell: Cell) -> float:
+    """Expected cost of a batch in units of one network call, for progress only.
+
+    A sampler that skips sequences in which nothing changes needs fewer calls than steps; six changes per position are
+    about what uniform noise takes at 1,024 steps.
+    """
+    if cell.kind == "reference":
+        return 0.5
+    return 2.0 + float(min(cell.steps, 6 * cell.length) if cell.steps is not None else cell.length)
+
+
+def sample_cells(cells: Iterable[PlannedCell], job: Job, reporter: Reporter) -> None:
+    """Make every missing batch; failures are left in the cells' error.txt.
+
+    Raises:
+        StoreError: a file cannot be written.
+        KeyboardInterrupt: finished batches are kept.
+    """
+    todo = {planned.cell.id: (planned, missing) for planned in cells if (missing := job.missing(planned.cell))}
+    if not todo:
+        return
+    groups: dict[str, list[tuple[PlannedCell, list[int]]]] = {}
+    for planned, missing in todo.values():
+        groups.setdefault(planned.group if planned.cell.kind == "method" else "references", []).append(
+            (planned, missing)
+        )
+    work = sum(len(missing) * batch_work(planned.cell) for planned, missing in todo.values())
+    count = job.batch_size * sum(len(missing) for _, missing in todo.values())
+    with reporter.phase("sampling", work, count, "seq") as phase:
+        for name, group in groups.items():
+            if name == "references":
+                for planned, missing in group:
+                    _attempt(job, planned.cell, missing, phase, _reference)
+            else:
+                _run_group(job, group, phase)
+                _free(job.device)
+
+
+def _run_group(job: Job, group: list[tuple[PlannedCell, list[int]]], phase: Phase) -> None:
+    """Load a method once and run its cells."""
+    first = group[0][0]
+    phase.doing(f"loading {first.cell.method}")
+    try:
+        method: Method = job.registry.load("methods", first.cell.method).load(dict(first.params), job.device)
+        meter = Meter(method.networks(), job.device)
+    except (Exception, SystemExit) as error:
+        for planned, missing in group:
+            left = phase.expect(len(missing) * batch_work(planned.cell), len(missing) * job.batch_size)
+            record_failure(job.folder, planned.cell, error, job.batches)
+            left.drop()
+        return
+    phase.doing(f"warming up {first.cell.method}")
+    _warm_up(method, job, first.cell)
+    for planned, missing in group:
+        _attempt(job, planned.cell, missing, phase, partial(_method, method=method, meter=meter))
+
+
+def _free(device: str) -> None:
+    """Give back what the last method held."""
+    gc.collect()
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.empty_cache()
+
+
+def _attempt(job: Job, cell: Cell, missing: list[int], phase: Phase, run: Run) -> None:
+    """Run one cell; a failure is recorded and what it leaves undone is taken off the progress."""
+    phase.doing(cell.describe())
+    left = phase.expect(len(missing) * batch_work(cell), len(missing) * job.batch_size)
+    try:
+        with _heartbeat(job.folder, cell):
+            run(job, cell, missing, phase)
+    except CorruptFile as error:
+        record_failure(job.folder, cell, error, job.batches)
+    except StoreError:
+        raise
+    except (Exception, SystemExit) as error:
+        record_failure(job.folder, cell, error, job.batches)
+    finally:
+        left.drop()
+
+
+@contextlib.contextmanager
+def _heartbeat(folder: RunFolder, cell: Cell) -> Iterator[None]:
+    folder.beat(cell.id)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            folder.heartbeat_path(cell.id).unlink(missing_ok=True)
+
+
+def record_failure(folder: RunFolder, cell: Cell, error: BaseException, batches: int) -> None:
+    """Write error.txt: the message of our own errors, else the traceback and, if memory ran out, what to type."""
+    _describe(folder, cell, batches)
+    if isinstance(error, BenchError | StoreError):
+        text = str(error)
+    else:
+        text = "".join(traceback.format_exception(error)).rstrip()
+        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+            text += f"\n{MEMORY_HINT}: choose a smaller --batch-size (and another --out folder)."
+    folder.write_error(cell.id, text + "\n")
+
+
+def _describe(folder: RunFolder, cell: Cell, batches: int) -> None:
+    """Write cell.json unless it already says this."""
+    content = {**cell.identity(), "id": cell.id, "label": cell.label, "batches": batches}
+    path = folder.cell_path(cell.id)
+    if path.exists():
+        with contextlib.suppress(CorruptFile):
+            if read_json(path) == content:
+                return
+    folder.write_cell(cell.id, content)
+
+
+# ------------------------------------------------------------------------------------------------------- cells
+
+
+def _method(job: Job, cell: Cell, missing: list[int], phase: Phase, *, method: Method, meter: Meter) -> None:
+    """Sample the missing batches of one cell."""
+    import torch
+
+    _describe(job.folder, cell, job.batches)
+    job.folder.clear_error(cell.id)
+    reason = method.refuse(_request(job, cell, missing[0]))
+    if reason is not None:
+        job.folder.write_done(cell.id, {"refused": str(reason), "version": job.version(cell)})
+        return
+    for batch in missing:
+        request = _request(job, cell, batch)
+        torch.manual_seed(request.streams.key + batch)  # a method that draws elsewhere is at least repeatable
+        with meter.measure(job.batch_size) as cost, torch.no_grad():
+            result = method.sample(request)
+        pinned = None if request.prefix is None or request.pinned is None else (request.prefix, request.pinned)
+        tokens, lengths = check_batch(result, (job.batch_size, cell.length), job.task.info.vocab_size, pinned)
+        _add_cost(job.folder, cell, batch, cost)
+        write_samples(job.folder.samples_path(cell.id, batch), tokens, lengths)
+        job.folder.beat(cell.id)
+        phase.advance(batch_work(cell), job.batch_size)
+    job.folder.write_done(cell.id, job._done())
+
+
+def _reference(job: Job, cell: Cell, missing: list[int], phase: Phase) -> None:
+    """Draw the missing batches of one reference row."""
+    from tsdfm_bench.api import SampleBatch
+
+    _describe(job.folder, cell, job.batches)
+    job.folder.clear_error(cell.id)
+    for batch in missing:
+        drawn = SampleBatch(*reference_batch(cell, job.task, batch * job.batch_size, job.batch_size))
+        shape = (job.batch_size, cell.length)
+        tokens, lengths = check_batch(drawn, shape, job.task.info.vocab_size, who=f"reference '{cell.method}'")
+        write_samples(job.folder.samples_path(cell.id, batch), tokens, lengths)
+        phase.advance(batch_work(cell), job.batch_size)
+    job.folder.write_done(cell.id, job._done())
+
+
+def _request(job: Job, cell: Cell, batch: int, rows: int | None = None, steps: int | None = None) -> SampleRequest:
+    """The request of one batch, or of its first rows with other steps (the warm-up)."""
+    from tsdfm_bench.rng import Streams
+
+    first, rows = batch * job.batch_size, rows or job.batch_size
+    pinned = pinned_tokens(cell, job.task, first, rows)
+    assert cell.temperature is not None
+    return SampleRequest(
+        streams=Streams.of(cell.seed, cell.id, rows, first, job.device),
+        length=cell.length,
+        steps=cell.steps if steps is None else steps,
+        temperature=cell.temperature,
+        top_p=cell.top_p,
+        top_p_rule="exclusive" if cell.top_p_rule == "exclusive" else "inclusive",
+        source=cell.source,
+        draw="legacy-fp32" if cell.draw == "legacy-fp32" else "fp64",
+        prefix=None if pinned is None else pinned[0].to(job.device),
+        pinned=None if pinned is None else pinned[1].to(job.device),
+    )
+
+
+def _warm_up(method: Method, job: Job, cell: Cell) -> None:
+    """A few steps (or, without steps, a few sequences) of the first batch; its faults will show in the real one."""
+    import torch
+
+    with contextlib.suppress(Exception, SystemExit), torch.no_grad():
+        if cell.steps is None:
+            request = _request(job, cell, 0, rows=min(WARM_UP_ROWS, job.batch_size))
+        else:
+            request = _request(job, cell, 0, steps=min(WARM_UP_STEPS, cell.steps))
+        if method.refuse(request) is None:
+            method.sample(request)
+
+
+# -------------------------------------------------------------------------------------------------------- cost
+
+
+def read_costs(folder: RunFolder, cell: str) -> dict[int, BatchCost]:
+    """Measured cost by batch; empty if none was stored."""
+    path = folder.cost_path(cell)
+    if not path.exists():
+        return {}
+    stored = read_json(path).get("batches")
+    if not isinstance(stored, dict):
+        raise CorruptFile.of(path, "it holds no costs")
+    try:
+        return {int(batch): BatchCost(**cost) for batch, cost in stored.items()}
+    except (TypeError, ValueError) as error:
+        raise CorruptFile.of(path, str(error)) from error
+
+
+def _add_cost(folder: RunFolder, cell: Cell, batch: int, cost: BatchCost) -> None:
+    """Store a batch's cost before its samples: a kill in between makes the batch again and replaces the cost."""
+    if not all(isinstance(count, int) for count in cost.calls.values()):
+        raise PluginError("the counted calls are no whole numbers")
+    costs = {**read_costs(folder, cell.id), batch: cost}
+    write_json(folder.cost_path(cell.id), {"batches": {str(k): costs[k].to_json() for k in sorted(costs)}})

@@ -1,0 +1,333 @@
+"""Measuring: from stored tokens and scores to numbers with intervals, one file per cell and metric.
+
+A metric is a pure function of what is stored; the harness gives its statistics a bootstrap interval over sequences.
+What was measured is kept under `measurements/<metric>/<cell>.json` together with the hash of everything it depends on
+(number of sequences, scores, references, cost, version and code of the metric), so nothing is measured twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tsdfm_bench import __version__
+from tsdfm_bench.api import CellData, CostRecord, Measurement, Metric, ScoreBatch, ScorerInfo
+from tsdfm_bench.errors import BenchError, PluginError, UsageError
+from tsdfm_bench.launch.inline import read_costs
+from tsdfm_bench.meter import total
+from tsdfm_bench.plan import same_scorer
+from tsdfm_bench.registry import check_info, one_line
+from tsdfm_bench.results.files import json_hash, read_json, slug, write_json
+from tsdfm_bench.results.store import CorruptFile, RunFolder
+from tsdfm_bench.scoring import Judge, head, read_tokens, stored_scores
+
+if TYPE_CHECKING:
+    from tsdfm_bench.api import Task
+    from tsdfm_bench.console import Reporter
+    from tsdfm_bench.plan import Cell
+    from tsdfm_bench.registry import Registry
+    from tsdfm_bench.spec import Spec
+
+
+@dataclass
+class Gauge:
+    """One metric of a run.
+
+    Args:
+        spec: as asked for.
+        metric: ready to compute, or None if it is broken.
+        needs: of its info.
+        code: hash of its version and source.
+        broken: why it cannot be used, or "".
+    """
+
+    spec: Spec
+    metric: Metric | None = None
+    needs: frozenset[str] = frozenset()
+    code: str = ""
+    broken: str = ""
+
+
+@dataclass
+class Measured:
+    """All numbers of one cell.
+
+    Args:
+        rows: fields of the summary that depend on the metric.
+        failures: metric -> why it could not be computed.
+        cost: of sampling, or None.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    cost: CostRecord | None = None
+
+
+def find_gauges(
+    specs: Sequence[Spec], registry: Registry, options: Mapping[str, Mapping[str, object]] | None = None
+) -> list[Gauge]:
+    """Make the metrics.
+
+    Args:
+        specs: as asked for.
+        registry: where they are looked up.
+        options: metric -> options of the request that are not part of its spec.
+
+    Raises:
+        UsageError: unknown metric or option.
+    """
+    return [_find(spec, registry, (options or {}).get(spec.name, {})) for spec in specs]
+
+
+def _find(spec: Spec, registry: Registry, options: Mapping[str, object]) -> Gauge:
+    entry = registry.entry("metrics", spec.name)
+    try:
+        cls = registry.load("metrics", spec.name)
+        check_info(entry, cls.info)
+        metric = cls.load({**options, **spec.params()})
+        code = json_hash(
+            {
+                "spec": str(spec),
+                "options": {k: str(v) for k, v in options.items()},
+                "owner": entry.owner,
+                "source": _source_hash(cls),
+            }
+        )
+        return Gauge(spec, metric, frozenset(cls.info.needs), code)
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:
+        return Gauge(
+            spec, broken=str(error) if isinstance(error, BenchError) else f"metric '{spec}': {one_line(error)}"
+        )
+
+
+def _source_hash(cls: Any) -> str:
+    """Hash of the file a class stands in, so that a changed metric measures again."""
+    with contextlib.suppress(TypeError, OSError):
+        return hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()
+    return ""
+
+
+class Measurer:
+    """Measures the cells of a run.
+
+    Args:
+        folder, task: of the run.
+        judges, gauges: its scorers and metrics.
+        samples: sequences per row.
+        batch_size: sequences per stored batch.
+        seed: of the intervals and of metrics that draw.
+        real, other: the cells of held-out text, if they are complete.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        task: Task,
+        judges: Sequence[Judge],
+        gauges: Sequence[Gauge],
+        samples: int,
+        batch_size: int,
+        seed: int,
+        real: Cell | None,
+        other: Cell | None,
+    ) -> None:
+        self.folder, self.task, self.samples, self.batch_size, self.seed = folder, task, samples, batch_size, seed
+        self.judges = [judge for judge in judges if not judge.problem]
+        self.gauges = gauges
+        self.real, self.other = real, other
+        self._kept: dict[str, CellData] = {}
+
+    def measure(self, cells: Sequence[Cell], reporter: Reporter) -> dict[str, Measured]:
+        """Numbers of every cell, by id; what is stored is not computed again.
+
+        Raises:
+            StoreError: a file cannot be written.
+        """
+        result = {cell.id: Measured(cost=self._cost(cell)) for cell in cells}
+        todo: list[tuple[Cell, Gauge, str]] = []
+        for cell in cells:
+            for gauge in self.gauges:
+                if gauge.metric is None:
+                    result[cell.id].failures[str(gauge.spec)] = gauge.broken
+                    continue
+                key = self._key(cell, gauge)
+                stored = self._stored(cell, gauge, key)
+                if stored is None:
+                    todo.append((cell, gauge, key))
+                else:
+                    result[cell.id].rows += stored
+        if todo:
+            with reporter.phase("measuring", len(todo), len(todo), "metrics") as phase:
+                for cell, gauge, key in todo:
+                    phase.doing(f"{gauge.spec}: {cell.describe()}")
+                    try:
+                        rows = self._compute(cell, gauge)
+                    except CorruptFile as error:
+                        result[cell.id].failures[str(gauge.spec)] = str(error)
+                    except (Exception, SystemExit) as error:
+                        text = str(error) if isinstance(error, BenchError) else one_line(error)
+                        result[cell.id].failures[str(gauge.spec)] = f"metric '{gauge.spec}' failed: {text}"
+                    else:
+                        write_json(self._path(cell, gauge), {"key": key, "rows": rows})
+                        result[cell.id].rows += rows
+                    phase.advance(1, 1)
+        order = {str(gauge.spec): i for i, gauge in enumerate(self.gauges)}
+        for measured in result.values():
+            _merge(measured, order)
+        return result
+
+    # -------------------------------------------------------------------------------------------------- storage
+
+    def _path(self, cell: Cell, gauge: Gauge) -> Path:
+        return self.folder.root / "measurements" / slug(str(gauge.spec)) / f"{cell.id}.json"
+
+    def _stored(self, cell: Cell, gauge: Gauge, key: str) -> list[dict[str, Any]] | None:
+        path = self._path(cell, gauge)
+        if not path.exists():
+            return None
+        with contextlib.suppress(CorruptFile):
+            content = read_json(path)
+            rows = content.get("rows")
+            if content.get("key") == key and isinstance(rows, list):
+                return rows
+        return None
+
+    def _key(self, cell: Cell, gauge: Gauge) -> str:
+        """Hash of everything a measurement depends on."""
+        scored = [cell, *(c for c in (self.real, self.other) if c is not None)] if gauge.needs else []
+        return json_hash(
+            {
+                "cell": cell.id,
+                "samples": self.samples,
+                "batch_size": self.batch_size,
+                "seed": self.seed,
+                "metric": gauge.code,
+                "harness": __version__,
+                "real": [c.id if c is not None else None for c in (self.real, self.other)],
+                "scores": [[j.name, self._scorer_of(j, c)] for j in self.judges for c in scored],
+                "cost": json_hash(asdict(cost)) if "cost" in gauge.needs and (cost := self._cost(cell)) else "",
+            }
+        )
+
+    def _scorer_of(self, judge: Judge, cell: Cell) -> str:
+        if not self.folder.scores_path(judge.name, cell.id).exists() or cell.id in judge.failures:
+            return ""
+        return same_scorer(judge.info) if judge.info is not None else "unknown"
+
+    def _cost(self, cell: Cell) -> CostRecord | None:
+        with contextlib.suppress(CorruptFile):
+            return total(read_costs(self.folder, cell.id).values(), self.batch_size)
+        return None
+
+    # ------------------------------------------------------------------------------------------------ computing
+
+    def _compute(self, cell: Cell, gauge: Gauge) -> list[dict[str, Any]]:
+        assert gauge.metric is not None
+        found = gauge.metric.compute(self._data(cell))
+        if not isinstance(found, list) or not all(isinstance(m, Measurement) for m in found):
+            raise PluginError("compute() must return a list of Measurement")
+        names = [(measurement.metric, measurement.scorer) for measurement in found]
+        if len(set(names)) < len(names):
+            raise PluginError("compute() returned two measurements with the same metric and scorer")
+        return [self._row(gauge, measurement) for measurement in found]
+
+    def _row(self, gauge: Gauge, m: Measurement) -> dict[str, Any]:
+        """Value and interval of one measurement as fields of the summary."""
+        from tsdfm_bench.results.stats import bootstrap
+
+        if m.statistic is not None:
+            interval = bootstrap(m.columns, m.statistic, seed=self.seed)
+            value, low, high, n, how = interval.value, interval.low, interval.high, interval.n, interval.description
+        else:
+            value = math.nan if m.value is None else float(m.value)
+            low = math.nan if m.low is None else float(m.low)
+            high = math.nan if m.high is None else float(m.high)
+            n = len(m.columns[0]) if m.columns else self.samples
+            how = "the metric's own" if m.low is not None else "no interval"
+        n = m.n if m.n is not None else n
+        bounded = math.isfinite(low) and math.isfinite(high)
+        if not (m.metric and m.unit and m.definition):
+            raise PluginError(f"the measurement '{m.metric}' lacks its name, unit or definition")
+        if bounded and low > high:
+            raise PluginError(f"the interval of '{m.metric}' is upside down: {low} > {high}")
+        return {
+            "from": str(gauge.spec),
+            "metric": m.metric,
+            "scorer": m.scorer,
+            "value": _finite(value),
+            "low": low if bounded else None,
+            "high": high if bounded else None,
+            "n": int(n) if n > 0 else None,
+            "unit": m.unit,
+            "definition": m.definition,
+            "interval": how,
+            "better": m.better,
+            "reason": "" if math.isfinite(value) else f"the value is {value}",
+        }
+
+    def _data(self, cell: Cell) -> CellData:
+        """What a metric sees of a cell; the last cell and the references stay in memory."""
+        if cell.id not in self._kept:
+            self._kept = {key: data for key, data in self._kept.items() if key.startswith("reference")}
+            self._kept[cell.id] = self._read(cell)
+        return self._kept[cell.id]
+
+    def _read(self, cell: Cell) -> CellData:
+        n = self.samples
+        samples = read_tokens(self.folder, cell.id, -(-n // self.batch_size))
+        tokens, lengths = samples.tokens[:n], samples.lengths[:n]
+        scores: dict[str, ScoreBatch] = {}
+        infos: dict[str, ScorerInfo] = {}
+        for judge in self.judges:
+            stored = stored_scores(self.folder, judge, cell.id) if cell.id not in judge.failures else None
+            if stored is not None and len(stored[0].nll) >= n:
+                scores[judge.name], infos[judge.name] = head(stored[0], n), stored[1]
+        # Held-out text is compared with the other half, everything else with held-out text.
+        is_real = self.real is not None and cell.id == self.real.id
+        is_other = self.other is not None and cell.id == self.other.id
+        reference = None if is_other else self.other if is_real else self.real
+        other = None if is_other or is_real else self.other
+        return CellData(
+            tokens=tokens,
+            lengths=lengths,
+            texts=self.task.decode(tokens, lengths),
+            vocab_size=self.task.info.vocab_size,
+            scores=scores,
+            scorer_info=infos,
+            reference=None if reference is None else self._reference(reference),
+            reference_other=None if other is None else self._reference(other),
+            cost=self._cost(cell),
+            seed=self.seed,
+        )
+
+    def _reference(self, cell: Cell) -> CellData:
+        """A reference as its own record, without references of its own."""
+        key = f"reference {cell.id}"
+        if key not in self._kept:
+            plain = Measurer(
+                self.folder, self.task, self.judges, [], self.samples, self.batch_size, self.seed, None, None
+            )
+            self._kept[key] = plain._read(cell)
+        return self._kept[key]
+
+
+def _merge(measured: Measured, order: Mapping[str, int]) -> None:
+    """Rows in the order of the metrics; a number that two metrics claim is the first one's, the other has failed."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in sorted(measured.rows, key=lambda row: order[row["from"]]):
+        metric = row.pop("from")
+        if rows.setdefault((row["metric"], row["scorer"]), row) is not row:
+            measured.failures[metric] = f"metric '{metric}': '{row['metric']}' is another metric's number"
+    measured.rows = list(rows.values())
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,295 @@
+"""One sweep from request to table: plan, folder, samples, scores, numbers, summary.
+
+The run folder belongs to one request. What is sampled is frozen in plan.json; more samples, other scorers and other
+metrics extend the folder, anything else needs another one. The default folder is named after the plan, so the same
+command finds its folder again, and does what is missing there.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from tsdfm_bench import provenance
+from tsdfm_bench.errors import BenchError, PluginError, UsageError
+from tsdfm_bench.plan import PLAN_FORMAT, Plan, PlannedCell, make_plan
+from tsdfm_bench.registry import Registry, check_info, one_line
+from tsdfm_bench.results.store import PlanConflict, RunFolder
+from tsdfm_bench.spec import Spec
+from tsdfm_bench.summary import Outcome, build_summary, first_line, reason_of, write_results
+
+if TYPE_CHECKING:
+    from tsdfm_bench.api import Task
+    from tsdfm_bench.config import SweepConfig
+    from tsdfm_bench.console import Reporter
+    from tsdfm_bench.launch.inline import Job
+    from tsdfm_bench.results.table_model import Table
+    from tsdfm_bench.scoring import Judge
+
+# What of plan.json may change while the folder stays the same one.
+EXTENDABLE = ("format", "samples", "scorers", "metrics", "cells", "not_run", "settings")
+
+_OPTIONS = {"top_p": "--top-p", "top_p_rule": "--top-p-rule"}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A planned sweep, ready to run.
+
+    Args:
+        config: the request.
+        registry: where names are looked up.
+        task: loaded.
+        plan: its cells.
+        folder: where results go.
+        judges: the scorers.
+    """
+
+    config: SweepConfig
+    registry: Registry
+    task: Task
+    plan: Plan
+    folder: RunFolder
+    judges: list[Judge]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a sweep gives.
+
+    Args:
+        tables: to be shown.
+        outcome: what was skipped or failed.
+    """
+
+    tables: list[Table]
+    outcome: Outcome
+
+
+def load_task(spec: Spec, registry: Registry) -> Task:
+    """The loaded task.
+
+    Raises:
+        UsageError: unknown task or option.
+        PluginError, AssetError: it cannot be used, or its text not be obtained.
+    """
+    entry = registry.entry("tasks", spec.name)
+    cls = registry.load("tasks", spec.name)
+    try:
+        task: Task = cls.load(spec.params())
+    except BenchError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"task '{spec}' cannot be loaded: {one_line(error)}") from error
+    check_info(entry, getattr(task, "info", None))
+    return task
+
+
+def prepare(config: SweepConfig) -> Sweep:
+    """Plan a sweep; nothing is written and no network is loaded.
+
+    Raises:
+        UsageError: the request is wrong, or its folder belongs to another one.
+        BenchError: see `load_task` and `make_plan`.
+    """
+    from tsdfm_bench.conditioning import check_pinning, pinning
+    from tsdfm_bench.scoring import find_judges
+
+    registry = Registry(config.plugins)
+    for spec in metric_specs(config, registry):
+        registry.entry("metrics", spec.name)
+    judges = find_judges(config.scorers, registry)
+    for spec in config.methods:
+        with suppress(PluginError):  # that is a row of the table
+            registry.entry("methods", spec.name)
+    task = load_task(config.task, registry)
+    check_pinning(pinning(config), config.length or task.info.length, task)
+    plan = make_plan(config, registry, task.info)
+    folder = RunFolder(plan.folder)
+    if folder.plan_path.exists():
+        stored = folder.read_plan()
+        check_same(folder, stored, plan)
+        plan = replace(plan, batch_size=int(stored["request"]["batch_size"]))
+    return Sweep(config, registry, task, plan, folder, judges)
+
+
+def metric_specs(config: SweepConfig, registry: Registry) -> list[Spec]:
+    """The metrics asked for; by default all there are."""
+    return config.metrics if config.metrics is not None else [Spec(name) for name in registry.names("metrics")]
+
+
+# -------------------------------------------------------------------------------------------------- run folder
+
+
+def plan_json(sweep: Sweep) -> dict[str, Any]:
+    """plan.json: the request (frozen) and what it came to."""
+    plan, config = sweep.plan, sweep.config
+    return {
+        "format": PLAN_FORMAT,
+        "request": {**plan.request(), "batch_size": plan.batch_size},
+        "samples": config.samples,
+        "scorers": [str(spec) for spec in config.scorers],
+        "metrics": [str(spec) for spec in metric_specs(config, sweep.registry)],
+        "cells": [
+            {**planned.cell.identity(), "id": planned.cell.id, "checkpoint": planned.checkpoint}
+            for planned in plan.cells
+        ],
+        "not_run": [
+            {**row.cell.identity(), "id": row.cell.id, "state": row.state, "reason": row.reason}
+            for row in plan.rejected
+        ],
+        "settings": {"conventions": config.conventions, "launcher": config.launcher},
+    }
+
+
+def check_same(folder: RunFolder, stored: Mapping[str, Any], plan: Plan) -> None:
+    """Raise `UsageError` unless the folder's request is this one, saying what differs and what to type."""
+    before = stored.get("request")
+    if not isinstance(before, dict) or stored.get("format") != PLAN_FORMAT:
+        raise UsageError(f"{folder.plan_path} was written by another version of tsdfm-bench: choose another --out")
+    now = plan.request()
+    if plan.config.batch_size is not None:
+        now["batch_size"] = plan.config.batch_size
+    differing = [key for key in now if before.get(key) != now[key]]
+    lines = [
+        f"  {key.replace('_', '-')}: there {_shown(before.get(key))}, asked for {_shown(now[key])}" for key in differing
+    ]
+    if not differing:
+        wanted = {planned.cell.id for planned in plan.cells if planned.cell.kind == "method"}
+        gone = [cell for cell in stored.get("cells", []) if cell["kind"] == "method" and cell["id"] not in wanted]
+        if gone:
+            names = ", ".join(dict.fromkeys(str(cell["method"]) for cell in gone))
+            lines = [f"  weights of {names}: they have changed since"]
+    if lines:
+        typed = " ".join(_option(key, before.get(key)) for key in differing)
+        remedy = f", or repeat what is there (with {typed.strip()})" if typed.strip() else ""
+        raise UsageError(
+            f"{folder.root} belongs to another request:\n" + "\n".join(lines) + "\nMore samples, other scorers and "
+            f"metrics may be added to a folder, nothing else. Choose another --out, or none{remedy}."
+        )
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return ",".join("none" if item is None else str(item) for item in value) or "default"
+    return str(value) if value not in (None, "") else "default"
+
+
+def _option(key: str, value: object) -> str:
+    if key in ("tokenizer", "data_hash") or value in (None, "", []):
+        return ""
+    return f"{_OPTIONS.get(key, '--' + key.replace('_', '-'))} {shlex.quote(_shown(value))}"
+
+
+def freeze(sweep: Sweep) -> None:
+    """Write plan.json, or bring what may change in it up to date.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    try:
+        sweep.folder.freeze(plan_json(sweep), EXTENDABLE)
+    except PlanConflict as error:  # another process was faster, with another request
+        raise UsageError(str(error)) from error
+
+
+# --------------------------------------------------------------------------------------------------------- run
+
+
+def run(sweep: Sweep, reporter: Reporter) -> Result:
+    """Do what is missing, and give the tables.
+
+    Raises:
+        StoreError: a file cannot be written; what is finished is kept.
+        KeyboardInterrupt: likewise.
+    """
+    from tsdfm_bench.launch.inline import sample_cells
+    from tsdfm_bench.measuring import Measurer, find_gauges
+    from tsdfm_bench.scoring import introduce, score_cells
+
+    config, plan, folder = sweep.config, sweep.plan, sweep.folder
+    options = {"gen-ppl": {"conventions": "+".join(config.conventions)}} if config.conventions else {}
+    gauges = find_gauges(metric_specs(config, sweep.registry), sweep.registry, options)
+    freeze(sweep)
+    for problem in sweep.registry.broken_files.values():
+        reporter.note(str(problem), style="yellow")
+    job = make_job(sweep)
+    outcome = Outcome()
+    introduce(sweep.judges, [c.cell for c in plan.cells], folder, sweep.registry, plan.batches, plan.batch_size)
+    for judge in sweep.judges:
+        if judge.problem:
+            reporter.note(f"Scorer {judge.name} is left out. {judge.problem}", style="yellow")
+    sample_cells(plan.cells, job, reporter)
+    complete = [planned for planned in plan.cells if _complete(planned, job, outcome)]
+    score_cells(
+        [planned.cell for planned in complete],
+        sweep.judges,
+        folder,
+        sweep.registry,
+        sweep.task,
+        plan.batches,
+        plan.batch_size,
+        job.device,
+        reporter,
+    )
+    real, other = _held_out(complete)
+    measurer = Measurer(
+        folder, sweep.task, sweep.judges, gauges, config.samples, plan.batch_size, config.seed, real, other
+    )
+    measured = measurer.measure([planned.cell for planned in complete if not planned.cell.hidden], reporter)
+    for planned in complete:
+        if planned.cell.id in measured and measured[planned.cell.id].failures:
+            reasons = measured[planned.cell.id].failures.values()
+            outcome.broken += [f"{planned.cell.describe()}: {reason}" for reason in reasons]
+    _judge_notes(sweep.judges, outcome)
+    for rejected in plan.rejected:
+        if rejected.state == "failed":
+            outcome.failed[rejected.cell.id] = rejected.reason
+    summary = build_summary(plan, measured, sweep.judges, outcome)
+    return Result(write_results(folder, summary, outcome.notes), outcome)
+
+
+def make_job(sweep: Sweep) -> Job:
+    """What sampling needs; sets the number of threads and records where the run takes place."""
+    import torch
+
+    from tsdfm_bench.launch.inline import Job
+    from tsdfm_bench.meter import choose_device
+
+    threads = sweep.config.threads or provenance.available_threads()
+    torch.set_num_threads(threads)
+    device = choose_device(sweep.config.device)
+    provenance.record(sweep.folder, provenance.describe(sweep.registry, device, threads))
+    plan = sweep.plan
+    return Job(sweep.folder, sweep.registry, sweep.task, plan.batches, plan.batch_size, device)
+
+
+def _complete(planned: PlannedCell, job: Job, outcome: Outcome) -> bool:
+    """Whether all samples of a cell exist; if not, the reason goes to the outcome."""
+    cell = planned.cell
+    if reason := job.refusal(cell):
+        outcome.skipped[cell.id] = reason
+        return False
+    if job.missing(cell):
+        outcome.failed[cell.id] = reason_of(job.folder.read_error(cell.id, lines=1000)) or "it was not sampled"
+        return False
+    return True
+
+
+def _held_out(complete: list[PlannedCell]) -> tuple[Any, Any]:
+    """The cells of held-out text: the row, and the other half."""
+    cells = [planned.cell for planned in complete if planned.cell.kind == "reference" and planned.cell.method == "real"]
+    return next((c for c in cells if not c.hidden), None), next((c for c in cells if c.hidden), None)
+
+
+def _judge_notes(judges: list[Judge], outcome: Outcome) -> None:
+    for judge in judges:
+        if judge.unavailable:
+            outcome.notes.append(f"Scorer {judge.name} is missing: {first_line(judge.unavailable)}")
+        elif judge.broken:
+            outcome.notes.append(f"Scorer {judge.name} failed: {first_line(judge.broken)}")
+            outcome.broken.append(judge.broken)
+        outcome.broken += [f"{cell}: {reason}" for cell, reason in judge.failures.items()]
