@@ -260,6 +260,7 @@ class ScorerInfo:
         parameters: number of parameters.
         licence: licence of the weights.
         input: "text" (decoded and re-tokenised) or "ids".
+        features: what `ScoreBatch.features` are, for definitions; "" if there are none.
         api_version: version of this contract.
     """
 
@@ -274,6 +275,7 @@ class ScorerInfo:
     parameters: int = 0
     licence: str = ""
     input: str = "text"
+    features: str = ""
     api_version: int = API_VERSION
 
 

@@ -1,0 +1,148 @@
+"""Causal language models by name: a folder, the local hub cache, or the model hub, in this order.
+
+Only configuration, tokenizer and safetensors files are fetched. What the files say about the model (longest input,
+context token, size) is read without loading it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from tsdfm_bench.errors import AssetError
+from tsdfm_bench.tasks.assets import file_sha256, hub_refusal
+
+PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+IGNORED = ["*/*"]
+
+
+def obtain_model(name: str, revision: str | None = None) -> tuple[Path, str]:
+    """Folder and revision of a model.
+
+    Args:
+        name: a folder, or a hub name.
+        revision: hub revision, or None for the newest (the one in the cache, if there is one).
+
+    Returns:
+        the folder, and "sha256:..." of a local folder's weights or the hub's commit.
+
+    Raises:
+        AssetError: listing what was tried and what to type.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        _require_weights(folder, name)
+        return folder, _weights_hash(folder)
+    tried = [f"  folder {name}: does not exist"]
+    try:
+        cached = _snapshot(name, revision, local=True)
+        if _weight_files(cached):
+            return cached, cached.name
+        tried.append("  local hub cache: incomplete")
+    except Exception as error:  # every kind of "not in the cache", whatever the version of the client
+        tried.append(f"  local hub cache: {_first_line(error)}")
+    refusal = hub_refusal()
+    if refusal is None:
+        try:
+            fetched = _snapshot(name, revision, local=False)
+            _require_weights(fetched, name)
+            return fetched, fetched.name
+        except AssetError:
+            raise
+        except Exception as error:  # every kind of "not from the hub": unknown name, gated, network
+            refusal = _first_line(error)
+    tried.append(f"  model hub: {refusal}")
+    advice = "Give a folder with config.json, tokenizer files and *.safetensors: --scorers hf:/path/to/folder; "
+    advice += "or use the judges that need no hub: --scorers char-rnn,smollm2"
+    raise AssetError(f"could not obtain the model '{name}'. Tried:\n" + "\n".join(tried) + "\n" + advice)
+
+
+def longest_input(folder: Path) -> int | None:
+    """Longest input the configuration allows, or None if it does not say."""
+    config = _config(folder)
+    for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
+        if isinstance(config.get(key), int):
+            return int(config[key])
+    return None
+
+
+def context_token(folder: Path, name: str) -> str:
+    """The token put before a text: the tokenizer's begin-of-sequence token, else its end-of-sequence token."""
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = folder / file
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        for key in ("bos_token", "eos_token"):
+            token = known.get(key)
+            if isinstance(token, dict):
+                token = token.get("content")
+            if token:
+                return str(token)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    token = tokenizer.bos_token or tokenizer.eos_token
+    if not token:
+        raise AssetError(f"model '{name}' has no begin- or end-of-sequence token; set its option 'context'")
+    return str(token)
+
+
+def parameter_count(folder: Path) -> int:
+    """Number of stored parameters, from the headers of the safetensors files."""
+    total = 0
+    for path in _weight_files(folder):
+        with path.open("rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(size))
+        total += sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return total
+
+
+def _snapshot(name: str, revision: str | None, local: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    found = snapshot_download(
+        name, revision=revision, local_files_only=local, allow_patterns=PATTERNS, ignore_patterns=IGNORED
+    )
+    return Path(str(found))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Every safetensors file the model needs, or [] if one is missing."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = [folder / name for name in names]
+        return files if all(file.is_file() for file in files) else []
+    single = folder / "model.safetensors"
+    return [single] if single.is_file() else []
+
+
+def _require_weights(folder: Path, name: str) -> None:
+    if not (folder / "config.json").is_file():
+        raise AssetError(f"model '{name}': {folder} has no config.json")
+    if not _weight_files(folder):
+        raise AssetError(
+            f"model '{name}': {folder} has no complete model.safetensors (pickled weights such as pytorch_model.bin are "
+            "not read). Load and save it with transformers' save_pretrained, and give that folder."
+        )
+
+
+def _weights_hash(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in [folder / "config.json", *_weight_files(folder)]:
+        digest.update(f"{file.name}\x1f{file_sha256(file)}\x1e".encode())
+    return "sha256:" + digest.hexdigest()
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:300]

@@ -1,0 +1,21 @@
+"""Text as scorers see it: the end-of-text marker and the number of bytes.
+
+A task decodes its end-of-text token to the marker `<|endoftext|>`. Scorers must not read that as thirteen characters:
+each puts its own end-of-text unit there (and marks it in `ScoreBatch.special`), and it counts as one byte, as a single
+separator would. Without this rule a sample full of end-of-text tokens would earn thirteen nearly free bytes for each.
+"""
+
+from __future__ import annotations
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def split_at_end_of_text(text: str) -> list[str]:
+    """The pieces of text between end-of-text markers; one marker stands between neighbours, pieces may be empty."""
+    return text.split(END_OF_TEXT)
+
+
+def byte_count(text: str) -> int:
+    """UTF-8 bytes of a text, each end-of-text marker counted as one byte."""
+    pieces = split_at_end_of_text(text)
+    return sum(len(piece.encode("utf-8", errors="replace")) for piece in pieces) + len(pieces) - 1
