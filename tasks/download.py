@@ -1,8 +1,9 @@
 """Fetch one pinned package from the package index the user's pip is configured for, and show how far it is.
 
-`pip download` runs as a subprocess of this interpreter, so that mirrors, proxies, certificates and find-links folders are
-those the user already has, and no host is named here. Its temporary files go to a folder of ours, whose growth is the
-progress. Nothing is installed and no code of the package runs: only wheels are accepted, and files are read out of them.
+`pip download` runs as a subprocess of this interpreter, so that mirrors, proxies, certificates and find-links folders
+are those the user already has, and no host is named here. Its temporary files go to a folder of ours, whose growth is
+the progress. Nothing is installed and no code of the package runs: only wheels are accepted, and files are read out of
+them.
 """
 
 from __future__ import annotations

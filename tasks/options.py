@@ -56,4 +56,4 @@ def _boolean(value: object) -> bool:
 def _integer(value: object) -> int:
     if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
         raise ValueError
-    return int(value)  # type: ignore[call-overload, no-any-return]
+    return int(value)  # type: ignore[call-overload]

@@ -15,17 +15,26 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+import tempfile
+import zipfile
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from tsdfm_bench.errors import AssetError
+from tsdfm_bench.api import SampleBatch, TaskInfo, TrainingStreams
+from tsdfm_bench.errors import AssetError, unknown_name
+from tsdfm_bench.tasks.assets import cache_folder
+from tsdfm_bench.tasks.options import read_options
 
 if TYPE_CHECKING:
+    import torch
     from tokenizers import Tokenizer
+
+    from tsdfm_bench.rng import Streams
+    from tsdfm_bench.tasks.canaries import HeldOut, NgramCanaries
 
 Split = Literal["train", "validation", "test"]
 
@@ -36,6 +45,7 @@ VOCAB_SIZE = 2048
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0
 LENGTH = 64
+REFERENCES = ("real", "unigram", "bigram", "shuffled", "loop")
 TOKENIZER_FILE = Path(__file__).parent / "assets" / "sotu_bpe" / "tokenizer.json"
 
 _NOTE = re.compile(r"\[[^\[\]]{0,200}\]")
@@ -121,14 +131,42 @@ def tokenizer_name() -> str:
 
 @lru_cache(maxsize=3)
 def token_stream(split: Split) -> np.ndarray:
-    """All tokens of a split, each document followed by the end-of-text id, (n,) int64, read-only."""
-    pieces: list[int] = []
-    for encoding in tokenizer().encode_batch(list(documents(split).values()), add_special_tokens=False):
-        pieces.extend(encoding.ids)
-        pieces.append(END_OF_TEXT_ID)
-    stream = np.asarray(pieces, dtype=np.int64)
+    """All tokens of a split, each document followed by the end-of-text id, (n,) int64, read-only.
+
+    Tokenising takes seconds, so the result is kept in the cache, under the hashes of text and tokenizer.
+    """
+    name = f"sotu-{split}-{split_hash(split)[7:23]}-{tokenizer_name()[-8:]}.npz"
+    stream = _read_stream(cache_folder() / "tokens" / name)
+    if stream is None:
+        stream = _tokenise(documents(split).values())
+        _keep_stream(cache_folder() / "tokens" / name, stream)
     stream.setflags(write=False)
     return stream
+
+
+def _tokenise(texts: Iterable[str]) -> np.ndarray:
+    pieces = []
+    for encoding in tokenizer().encode_batch_fast(list(texts), add_special_tokens=False):
+        pieces.append(np.asarray([*encoding.ids, END_OF_TEXT_ID], dtype=np.int64))
+    return np.concatenate(pieces)
+
+
+def _read_stream(path: Path) -> np.ndarray | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:  # a zip archive: its checksums are verified while reading
+            return file["tokens"].astype(np.int64)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+
+
+def _keep_stream(path: Path, stream: np.ndarray) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
+            np.savez(file, tokens=stream.astype(np.uint16))
+        Path(file.name).replace(path)
+    except OSError:  # a cache that cannot be written costs seconds, not the run
+        return
 
 
 def data_card() -> Mapping[str, object]:
@@ -142,3 +180,94 @@ def data_card() -> Mapping[str, object]:
         }
         for split in SPLITS
     }
+
+
+@lru_cache(maxsize=1)
+def starts_word() -> torch.Tensor:
+    """(V,) bool: tokens that start with white space, and end-of-text."""
+    import torch
+
+    table = tokenizer()
+    starts = torch.zeros(VOCAB_SIZE, dtype=torch.bool)
+    starts[END_OF_TEXT_ID] = True
+    for index in range(VOCAB_SIZE):
+        if table.decode([index], skip_special_tokens=False)[:1].isspace():
+            starts[index] = True
+    return starts
+
+
+@lru_cache(maxsize=1)
+def _held_out() -> HeldOut:
+    from tsdfm_bench.tasks.canaries import HeldOut
+
+    return HeldOut(token_stream("test"))
+
+
+@lru_cache(maxsize=1)
+def _ngrams() -> NgramCanaries:
+    from tsdfm_bench.tasks.canaries import NgramCanaries
+
+    return NgramCanaries(token_stream("train"), VOCAB_SIZE)
+
+
+class Sotu:
+    """The task `sotu`; it has no options.
+
+    Reference rows: `real` (held-out windows of the newest years, see `canaries.HeldOut`) and the canaries of
+    `canaries.py`, fitted on the training split or made from held-out windows.
+    """
+
+    def __init__(self) -> None:
+        self.info = TaskInfo(
+            name="sotu",
+            tokenizer=tokenizer_name(),
+            vocab_size=VOCAB_SIZE,
+            length=LENGTH,
+            data_hash=split_hash("test"),
+            references=REFERENCES,
+            description="messages of US presidents to Congress, 1790-2026; held out: 2017 and later",
+            citation="American Presidency Project, through the package `sotu` (text: public domain; code: MIT)",
+        )
+
+    @classmethod
+    def load(cls, params: Mapping[str, object]) -> Sotu:
+        """Make the task; raises AssetError if the text or the tokenizer is missing."""
+        read_options("task 'sotu'", params, {})
+        return cls()
+
+    def decode(self, tokens: np.ndarray, lengths: np.ndarray) -> list[str]:
+        """Texts of (n, length) token ids; end-of-text becomes `<|endoftext|>`, invalid UTF-8 becomes U+FFFD."""
+        rows = [np.asarray(row[:length]).tolist() for row, length in zip(tokens, lengths, strict=True)]
+        texts: list[str] = tokenizer().decode_batch(rows, skip_special_tokens=False)
+        return texts
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of one text."""
+        ids: list[int] = tokenizer().encode(text, add_special_tokens=False).ids
+        return ids
+
+    def reference(self, name: str, streams: Streams, length: int) -> SampleBatch:
+        """Sequences (batch, length) of a reference row; raises UsageError for an unknown one."""
+        from tsdfm_bench.tasks import canaries
+
+        if name == "unigram":
+            tokens = _ngrams().unigram(streams, length)
+        elif name == "bigram":
+            tokens = _ngrams().bigram(streams, length)
+        elif name in REFERENCES:
+            tokens = _held_out().windows(streams, length)
+            if name == "shuffled":
+                tokens = canaries.shuffle_words(tokens, starts_word(), streams)
+            elif name == "loop":
+                tokens = canaries.loop_phrase(tokens, starts_word())
+        else:
+            raise unknown_name("reference of task 'sotu'", name, REFERENCES)
+        return SampleBatch(tokens, tokens.new_full((len(streams),), length))
+
+    def prompts(self, streams: Streams, length: int) -> torch.Tensor:
+        """Held-out windows (batch, length) int64."""
+        return _held_out().windows(streams, length)
+
+    def training_streams(self) -> TrainingStreams:
+        """Training and validation tokens."""
+        return TrainingStreams(token_stream("train"), token_stream("validation"), split_hash("train"))

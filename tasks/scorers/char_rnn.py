@@ -8,9 +8,9 @@ with `<s>`. It ranks real text before shuffled words, and cannot tell Markov tri
 Windows. One window per character is the original's way (`stride=1`) and costs 40 LSTM steps a character. Letting the
 LSTM simply run on is no way out: it was trained on 40 steps and drifts (2.28 bits per character become 6.27 on held-out
 text of this repository's task). So windows start every `stride` characters: stride // 2 pads, whose state is a
-constant, then 40 characters, of which the last `stride` are scored, each with attention over its own last 40 steps. Every
-prediction then lies within stride / 2 steps of the length the network was trained for. At the default stride of 10 the
-mean over the same text is the same to 0.0002 bits per character and the correlation over windows is 0.995.
+constant, then 40 characters, of which the last `stride` are scored, each with attention over its own last 40 steps.
+Every prediction then lies within stride / 2 steps of the length the network was trained for. At the default stride of
+10 the mean over the same text is the same to 0.0002 bits per character, the correlation over texts 0.995.
 
 What a character is: line breaks and tabs count as spaces (the vocabulary has no others), the end-of-text marker as
 `<s>`, and an unknown character as class 0, to which the network gives almost no probability.
@@ -186,7 +186,7 @@ class CharRNN:
         units = [np.asarray(encode(text), dtype=np.int64) for text in texts]
         counts = [len(ids) for ids in units]
         windows = [_windows(ids, start, stride) for ids in units]
-        scored = self._score_windows(np.concatenate([window for window in windows], axis=0)) if windows else None
+        scored = self._score_windows(np.concatenate(windows, axis=0)) if windows else None
         nll: list[np.ndarray] = []
         first = 0
         for count, window in zip(counts, windows, strict=True):

@@ -1,8 +1,8 @@
 """A GGUF model as a safetensors folder in the cache, converted once and keyed by the GGUF's sha256.
 
 Reading a GGUF through transformers takes many seconds, because every tensor is de-quantised; the copy loads in under a
-second. It is float32, so nothing is rounded: scores are those of the GGUF. A copy counts only with its manifest, which is
-written last and holds the sha256 of the weights; it is checked at every load.
+second. It is float32, so nothing is rounded: scores are those of the GGUF. A copy counts only with its manifest, which
+is written last and holds the sha256 of the weights; it is checked at every load.
 """
 
 from __future__ import annotations
@@ -135,13 +135,8 @@ def _read_once() -> Iterator[None]:
     class Reader(gguf.GGUFReader):
         """The reader with its memory map seen as a plain array, whose slices are far cheaper."""
 
-        @property
-        def data(self) -> np.ndarray:
-            return self._plain
-
-        @data.setter
-        def data(self, value: np.ndarray) -> None:
-            self._plain = np.asarray(value)
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, np.asarray(value) if name == "data" else value)
 
     replacements = [
         (gguf, "GGUFReader", lru_cache(maxsize=1)(Reader)),

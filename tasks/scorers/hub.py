@@ -126,8 +126,8 @@ def _require_weights(folder: Path, name: str) -> None:
         raise AssetError(f"model '{name}': {folder} has no config.json")
     if not _weight_files(folder):
         raise AssetError(
-            f"model '{name}': {folder} has no complete model.safetensors (pickled weights such as pytorch_model.bin are "
-            "not read). Load and save it with transformers' save_pretrained, and give that folder."
+            f"model '{name}': {folder} has no complete model.safetensors (pickled weights such as pytorch_model.bin "
+            "are not read). Load and save it with transformers' save_pretrained, and give that folder."
         )
 
 

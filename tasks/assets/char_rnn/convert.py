@@ -1,12 +1,12 @@
-"""Convert the character RNN of `textgenrnn` to the safetensors file in this folder. Run once; kept so that it can be checked.
+"""Convert the character RNN of `textgenrnn` to the safetensors file in this folder; run once, kept to be checked.
 
     pip download --no-deps --no-binary :all: textgenrnn==2.0.0
     pip install h5py
     python convert.py textgenrnn-2.0.0.tar.gz OUTPUT_FOLDER
 
 The HDF5 file stores the LSTM layers in CuDNN's layout. Per gate, an input kernel is transposed in memory (undone by
-`k.T.reshape(k.shape, order="F")`), a recurrent kernel is transposed, and the two halves of the bias are summed. The gates
-are in the order input, forget, cell, output: PyTorch's. Nothing is rounded: the tensors stay float32.
+`k.T.reshape(k.shape, order="F")`), a recurrent kernel is transposed, and the two halves of the bias are summed. The
+gates are in the order input, forget, cell, output: PyTorch's. Nothing is rounded: the tensors stay float32.
 """
 
 from __future__ import annotations

@@ -1,0 +1,297 @@
+"""Judges that are pre-trained causal language models: any by hub name or folder, with token NLLs in nats.
+
+What is scored: a text is tokenised without special tokens; the context token stands before its first token, so that
+every token of the text is scored and nothing else. Long texts are read in windows (`windows.py`). The network's body
+runs once over each window, the output layer only on positions that predict a token, a few hundred at a time, and
+log-softmax is taken in float32: no (batch, length, vocabulary) array exists. Equal texts are scored once.
+
+Features for MAUVE come from the same pass: the mean of the last hidden states after the first `feature_tokens` tokens
+(all but the last, where a text is shorter), so that all texts are pooled over equally many tokens.
+
+Only safetensors are read and no code of a repository is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tsdfm_bench.api import ScoreBatch, ScorerInfo
+from tsdfm_bench.errors import AssetError, UsageError
+from tsdfm_bench.tasks.options import read_options
+from tsdfm_bench.tasks.scorers.units import END_OF_TEXT, byte_count, split_at_end_of_text
+from tsdfm_bench.tasks.scorers.windows import Window, batches_of, windows_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DTYPES = ("float32", "bfloat16")
+HEAD_POSITIONS = 256
+OPTIONS: dict[str, Any] = {
+    "name": "",
+    "path": None,
+    "revision": None,
+    "dtype": "float32",
+    "window": 1024,
+    "stride": 512,
+    "context": None,
+    "feature_tokens": 32,
+    "batch_tokens": 1024,
+}
+
+
+class CausalLM:
+    """The scorer `hf:NAME`, NAME a hub name or a folder; base of the judges with a pinned file (`causal_lm.py`).
+
+    Options: `dtype` (float32 by default everywhere, so that rows compare; bfloat16), `window`, `stride`, `context` (the
+    context token's text), `feature_tokens`, `batch_tokens` (inputs of one forward pass; no influence on the scores),
+    `path` (folder or file), `revision` (of the hub).
+    """
+
+    registered = "hf"
+    options: Mapping[str, Any] = OPTIONS
+
+    def __init__(self, model: Any, tokenizer: Any, info: ScorerInfo, settings: Mapping[str, Any]) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.body: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+        self.head: nn.Module = model.get_output_embeddings()
+        self.device: torch.device = model.get_output_embeddings().weight.device
+        self.context_id = _token_id(tokenizer, info.context, info.name)
+        self.end_id = _end_of_text_id(tokenizer)
+        self.split_head = self._output_layer_is_last()
+        self.info = info
+
+    # ------------------------------------------------------------------------------------------- what it is
+
+    @classmethod
+    def settings_of(cls, params: Mapping[str, object]) -> dict[str, Any]:
+        """The options, checked; raises UsageError."""
+        owner = f"scorer '{cls.registered}'"
+        settings = read_options(owner, params, cls.options)
+        if settings["dtype"] not in DTYPES:
+            raise UsageError(f"option 'dtype' of {owner} is one of {', '.join(DTYPES)}, not {settings['dtype']!r}")
+        if not 1 <= settings["stride"] < settings["window"]:
+            raise UsageError(
+                f"options of {owner}: 1 <= stride < window is needed, not stride {settings['stride']} and window "
+                f"{settings['window']}"
+            )
+        for name in ("feature_tokens", "batch_tokens"):
+            if settings[name] < 1:
+                raise UsageError(f"option '{name}' of {owner} is at least 1, not {settings[name]}")
+        return settings
+
+    @classmethod
+    def describe(cls, params: Mapping[str, object]) -> ScorerInfo:
+        """What `load(params)` would be, from its configuration and tokenizer alone; fetches them if need be."""
+        from tsdfm_bench.tasks.scorers import hub
+
+        settings = cls.settings_of(params)
+        folder, revision = hub.obtain_model(_named(settings), settings["revision"])
+        return cls._describe(settings, folder, revision)
+
+    @classmethod
+    def _describe(cls, settings: Mapping[str, Any], folder: Path, revision: str) -> ScorerInfo:
+        from tsdfm_bench.tasks.scorers import hub
+
+        longest = hub.longest_input(folder)
+        window = min(settings["window"], longest) if longest else settings["window"]
+        name = _named(settings)
+        return ScorerInfo(
+            name="hf:" + name,
+            title=name,
+            revision=revision,
+            unit="token",
+            dtype=settings["dtype"],
+            window=window,
+            stride=min(settings["stride"], window - 1),
+            context=settings["context"] or hub.context_token(folder, name),
+            parameters=hub.parameter_count(folder),
+            features=features_text(settings),
+        )
+
+    @classmethod
+    def fetch(cls, params: Mapping[str, object]) -> Path:
+        """Obtain the files, with a progress bar, and return their folder; raises AssetError."""
+        from tsdfm_bench.tasks.scorers import hub
+
+        settings = cls.settings_of(params)
+        return hub.obtain_model(_named(settings), settings["revision"])[0]
+
+    @classmethod
+    def available(cls, params: Mapping[str, object]) -> str | None:
+        """Why the scorer cannot be used here, or None. Obtains the files if they are not here yet."""
+        try:
+            cls.fetch(params)
+        except AssetError as error:
+            return str(error)
+        return None
+
+    @classmethod
+    def load(cls, params: Mapping[str, object], device: str) -> CausalLM:
+        """Read the model; raises AssetError if its files cannot be obtained and UsageError for a wrong option."""
+        settings = cls.settings_of(params)
+        folder = cls.fetch(params)
+        info = cls.describe(params)
+        model, tokenizer = read_model(folder, info.dtype)
+        return cls(model.to(device).eval(), tokenizer, info, settings)
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The body (everything but the output layer), under the role "scorer"."""
+        return {"scorer": self.body}
+
+    # ---------------------------------------------------------------------------------------------- scoring
+
+    def score(self, texts: Sequence[str]) -> ScoreBatch:
+        """NLLs in nats of every token of each text."""
+        distinct = {text: index for index, text in enumerate(dict.fromkeys(texts))}
+        tokens = [self.encode(text) for text in distinct]
+        nll, pooled = self._score_tokens(tokens)
+        order = [distinct[text] for text in texts]
+        units = [np.asarray(ids, dtype=np.int64) for ids in tokens]
+        return ScoreBatch(
+            nll=[nll[i] for i in order],
+            units=[units[i] for i in order],
+            special=[units[i] == self.end_id for i in order],
+            bytes=np.asarray([byte_count(text) for text in texts], dtype=np.int64),
+            features=pooled[order],
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without context token; end-of-text markers become the scorer's own end-of-text."""
+        tokens: list[int] = []
+        for index, piece in enumerate(split_at_end_of_text(text)):
+            if index:
+                tokens.append(self.end_id)
+            if piece:
+                tokens.extend(self.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"])
+        return tokens
+
+    def _score_tokens(self, tokens: Sequence[Sequence[int]]) -> tuple[list[np.ndarray], np.ndarray]:
+        info = self.info
+        nll = [np.zeros(len(ids), dtype=np.float32) for ids in tokens]
+        features = np.zeros((len(tokens), self.model.config.get_text_config().hidden_size), dtype=np.float32)
+        windows = [
+            window
+            for index, ids in enumerate(tokens)
+            for window in windows_of(index, ids, self.context_id, info.window, info.stride)
+        ]
+        with torch.inference_mode():
+            for batch in batches_of(windows, self.settings["batch_tokens"]):
+                scores, pooled = self._score_batch(batch)
+                for window, score, feature in zip(batch, scores, pooled, strict=True):
+                    nll[window.text][window.first : window.first + len(score)] = score
+                    if window.first == 0:
+                        features[window.text] = feature
+        return nll, features
+
+    def _score_batch(self, batch: Sequence[Window]) -> tuple[list[np.ndarray], np.ndarray]:
+        device = self.device
+        lengths = [len(window.inputs) for window in batch]
+        inputs = np.zeros((len(batch), max(lengths)), dtype=np.int64)
+        for row, window in enumerate(batch):
+            inputs[row, : lengths[row]] = window.inputs
+        rows = np.repeat(np.arange(len(batch)), [len(window.targets) for window in batch])
+        positions = np.concatenate([np.arange(len(w.inputs) - len(w.targets), len(w.inputs)) for w in batch])
+        targets = torch.from_numpy(np.concatenate([window.targets for window in batch])).to(device)
+        at = torch.from_numpy(rows).to(device), torch.from_numpy(positions).to(device)
+
+        hidden, nll = self._hidden_and_nll(torch.from_numpy(inputs).to(device), at, targets)
+        pooled = _pool(hidden, torch.tensor(lengths, device=device), self.settings["feature_tokens"])
+        ends = np.cumsum([len(window.targets) for window in batch])[:-1]
+        return np.split(nll.cpu().numpy(), ends), pooled.cpu().numpy()
+
+    def _hidden_and_nll(self, inputs: Tensor, at: tuple[Tensor, Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Last hidden states (b, l, d) and the NLLs (n,) of targets (n,) predicted at n (row, position) pairs."""
+        if not self.split_head:
+            outputs = self.model(input_ids=inputs, use_cache=False, output_hidden_states=True)
+            nll = [
+                _nll(outputs.logits[rows, positions], wanted)
+                for rows, positions, wanted in zip(
+                    *(part.split(HEAD_POSITIONS) for part in (*at, targets)), strict=True
+                )
+            ]
+            return outputs.hidden_states[-1], torch.cat(nll)
+        hidden = self.body(input_ids=inputs, use_cache=False).last_hidden_state
+        chunks = zip(hidden[at].split(HEAD_POSITIONS), targets.split(HEAD_POSITIONS), strict=True)
+        return hidden, torch.cat([_nll(self.head(states), wanted) for states, wanted in chunks])
+
+    def _output_layer_is_last(self) -> bool:
+        """Whether logits are exactly head(body(x)): some models scale or cap them, and are then run whole."""
+        probe = torch.tensor([[self.context_id, self.end_id, self.context_id]], device=self.device)
+        with torch.inference_mode():
+            whole = self.model(input_ids=probe, use_cache=False).logits
+            parts = self.head(self.body(input_ids=probe, use_cache=False).last_hidden_state)
+        return whole.shape == parts.shape and torch.allclose(whole.float(), parts.float(), rtol=1e-3, atol=1e-3)
+
+
+def read_model(folder: Path, dtype: str) -> tuple[Any, Any]:
+    """Model and tokenizer of a folder with safetensors; nothing is fetched and no code of the folder is run."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from tsdfm_bench.tasks.scorers.gguf import quiet_transformers
+
+    try:
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(
+                str(folder),
+                dtype=getattr(torch, dtype),
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise AssetError(f"{folder} cannot be read as a causal language model: {reason}") from error
+    if len(tokenizer) == 0:
+        raise AssetError(f"the tokenizer in {folder} is empty; its vocabulary files are missing or of another format")
+    return model, tokenizer
+
+
+def _nll(logits: Tensor, targets: Tensor) -> Tensor:
+    logits = logits.float()
+    return torch.logsumexp(logits, dim=-1) - logits.gather(1, targets[:, None])[:, 0]
+
+
+def _pool(hidden: Tensor, lengths: Tensor, feature_tokens: int) -> Tensor:
+    """Mean of the states after tokens 1 .. min(k, n - 1), (b, d) float32; position 0 is the context token."""
+    last = torch.clamp(lengths - 1, max=feature_tokens)[:, None]
+    position = torch.arange(hidden.shape[1], device=hidden.device)[None, :]
+    chosen = (position >= 1) & (position <= last)
+    total = torch.einsum("bl,bld->bd", chosen.float(), hidden.float())
+    return total / chosen.sum(1, keepdim=True).clamp(min=1)
+
+
+def _named(settings: Mapping[str, Any]) -> str:
+    name = settings["path"] or settings["name"]
+    if not name:
+        raise UsageError("scorer 'hf' needs a model: hf:NAME with a hub name such as hf:gpt2-large, or a folder")
+    return str(name)
+
+
+def features_text(settings: Mapping[str, Any]) -> str:
+    """What the features are, for `ScorerInfo.features`."""
+    return f"mean of the last hidden states after the first {settings['feature_tokens']} tokens"
+
+
+def _token_id(tokenizer: Any, token: str, scorer: str) -> int:
+    index = tokenizer.convert_tokens_to_ids(token)
+    if index is None or (index == tokenizer.unk_token_id and token != tokenizer.unk_token):
+        raise UsageError(f"context token {token!r} of scorer '{scorer}' is not in its vocabulary; set option 'context'")
+    return int(index)
+
+
+def _end_of_text_id(tokenizer: Any) -> int:
+    """The token a text ends with: `<|endoftext|>` where it exists, else the tokenizer's end-of-sequence token."""
+    vocabulary = tokenizer.get_vocab()
+    if END_OF_TEXT in vocabulary:
+        return int(vocabulary[END_OF_TEXT])
+    if tokenizer.eos_token_id is None:
+        raise AssetError("the scorer's tokenizer has no end-of-text token")
+    return int(tokenizer.eos_token_id)
