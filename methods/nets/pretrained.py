@@ -45,6 +45,9 @@ def replace_file(path: Path, write: Any) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # safetensors makes files only their owner can read
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)
