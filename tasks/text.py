@@ -145,10 +145,8 @@ def token_stream(split: Split) -> np.ndarray:
 
 
 def _tokenise(texts: Iterable[str]) -> np.ndarray:
-    pieces = []
-    for encoding in tokenizer().encode_batch_fast(list(texts), add_special_tokens=False):
-        pieces.append(np.asarray([*encoding.ids, END_OF_TEXT_ID], dtype=np.int64))
-    return np.concatenate(pieces)
+    encodings = tokenizer().encode_batch_fast(list(texts), add_special_tokens=False)
+    return np.concatenate([np.asarray([*encoding.ids, END_OF_TEXT_ID], dtype=np.int64) for encoding in encodings])
 
 
 def _read_stream(path: Path) -> np.ndarray | None:

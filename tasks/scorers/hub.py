@@ -18,6 +18,7 @@ from tsdfm_bench.tasks.assets import file_sha256, hub_refusal
 
 PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 IGNORED = ["*/*"]
+MAX_HEADER_BYTES = 100_000_000
 
 
 def obtain_model(name: str, revision: str | None = None) -> tuple[Path, str]:
@@ -94,9 +95,12 @@ def parameter_count(folder: Path) -> int:
     """Number of stored parameters, from the headers of the safetensors files."""
     total = 0
     for path in _weight_files(folder):
-        with path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(size))
+        try:
+            with path.open("rb") as file:
+                (size,) = struct.unpack("<Q", file.read(8))
+                header = json.loads(file.read(min(size, MAX_HEADER_BYTES)))
+        except (struct.error, ValueError) as error:
+            raise AssetError(f"{path} is not a complete safetensors file") from error
         total += sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
     return total
 
@@ -139,7 +143,10 @@ def _weights_hash(folder: Path) -> str:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        loaded: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AssetError(f"{folder / 'config.json'} is not JSON: {error}") from error
     return loaded
 
 

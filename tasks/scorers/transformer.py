@@ -232,6 +232,7 @@ class CausalLM:
 
 def read_model(folder: Path, dtype: str) -> tuple[Any, Any]:
     """Model and tokenizer of a folder with safetensors; nothing is fetched and no code of the folder is run."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from tsdfm_bench.tasks.scorers.gguf import quiet_transformers
@@ -246,7 +247,7 @@ def read_model(folder: Path, dtype: str) -> tuple[Any, Any]:
                 trust_remote_code=False,
             )
             tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise AssetError(f"{folder} cannot be read as a causal language model: {reason}") from error
     if len(tokenizer) == 0:

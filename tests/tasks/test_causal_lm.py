@@ -1,0 +1,265 @@
+"""Causal language models as judges: tiny random networks, scored by us and directly through transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tsdfm_bench.errors import AssetError, UsageError
+from tsdfm_bench.tasks.scorers.causal_lm import CausalLM, Gemma3, SmolLM2
+from tsdfm_bench.tasks.scorers.windows import batches_of, windows_of
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.4,  # large, so that predictions differ from uniform
+}
+TEXTS = ["the state of the union", "a", "", "é is two bytes<|endoftext|>and more", "the state of the union", "x" * 50]
+
+
+def save_model(folder: Path, kind: type, config: object) -> None:
+    """A tiny random model with a byte tokenizer: id 0 is end-of-text, id 1 the begin-of-sequence token."""
+    torch.manual_seed(0)
+    kind(config).save_pretrained(folder)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    table = {"<|endoftext|>": 0, "<bos>": 1, **{symbol: i + 2 for i, symbol in enumerate(alphabet)}}
+    tokenizer = Tokenizer(models.BPE(vocab=table, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<|endoftext|>")
+    fast.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("llama")
+    save_model(path, LlamaForCausalLM, LlamaConfig(vocab_size=258, **SIZES))
+    return path
+
+
+@pytest.fixture(scope="module")
+def scorer(folder) -> CausalLM:
+    return CausalLM.load({"name": str(folder)}, "cpu")
+
+
+def direct_nll(folder: Path, tokens: list[int], context: int = 1) -> np.ndarray:
+    """NLLs of one text from a whole forward pass of transformers, in float64 after the logits."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[context, *tokens]])).logits[0, :-1].double()
+    return -torch.log_softmax(logits, dim=-1)[torch.arange(len(tokens)), torch.tensor(tokens)].numpy()
+
+
+def test_scores_equal_a_direct_pass_of_each_text(folder, scorer):
+    scores = scorer.score(TEXTS)
+    for index, text in enumerate(TEXTS):
+        units = scores.units[index].tolist()
+        assert len(units) == len(scores.nll[index])
+        if units:
+            np.testing.assert_allclose(scores.nll[index], direct_nll(folder, units), rtol=2e-5, atol=2e-5)
+        assert text.encode() == scorer.tokenizer.decode(units).encode()
+
+
+def test_units_special_and_bytes(scorer):
+    scores = scorer.score(TEXTS)
+    assert scores.units[3].tolist().count(0) == 1
+    np.testing.assert_array_equal(scores.special[3], scores.units[3] == 0)
+    assert not any(special.any() for i, special in enumerate(scores.special) if i != 3)
+    assert scores.bytes.tolist() == [22, 1, 0, 15 + 1 + 8, 22, 50]
+    assert len(scores.nll[2]) == 0
+
+
+def test_scores_do_not_depend_on_the_batch(scorer, folder):
+    """Order, neighbours and the size of a forward pass change nothing beyond rounding; order is restored."""
+    together = scorer.score(TEXTS)
+    other = CausalLM.load({"name": str(folder), "batch_tokens": 7}, "cpu").score(TEXTS[::-1])
+    for index in range(len(TEXTS)):
+        np.testing.assert_allclose(together.nll[index], other.nll[len(TEXTS) - 1 - index], atol=2e-5)
+        np.testing.assert_allclose(together.features[index], other.features[len(TEXTS) - 1 - index], atol=2e-5)
+
+
+def test_equal_texts_are_scored_once(scorer):
+    rows = 0
+
+    def count(_module, args, kwargs, _output):
+        nonlocal rows
+        rows += kwargs["input_ids"].shape[0]
+
+    handle = scorer.networks()["scorer"].register_forward_hook(count, with_kwargs=True)
+    try:
+        scores = scorer.score(["same", "same", "other", "same"])
+    finally:
+        handle.remove()
+    assert rows == 2
+    np.testing.assert_array_equal(scores.nll[0], scores.nll[3])
+
+
+def test_features_are_the_mean_state_after_the_first_tokens(folder, scorer):
+    from transformers import AutoModel
+
+    short = CausalLM.load({"name": str(folder), "feature_tokens": 5}, "cpu")
+    body = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    text = TEXTS[0]
+    with torch.no_grad():
+        states = body(input_ids=torch.tensor([[1, *scorer.encode(text)]])).last_hidden_state[0]
+    np.testing.assert_allclose(short.score([text]).features[0], states[1:6].mean(0), atol=1e-5)
+    # a text shorter than that: all its tokens but the last, whose state predicts nothing
+    with torch.no_grad():
+        states = body(input_ids=torch.tensor([[1, *scorer.encode("abc")]])).last_hidden_state[0]
+    np.testing.assert_allclose(short.score(["abc"]).features[0], states[1:3].mean(0), atol=1e-5)
+    assert "first 5 tokens" in short.info.features
+
+
+def test_long_texts_are_read_in_windows(folder):
+    """Window 16, stride 6: after the first 16 tokens, six at a time after the context token and those that fit."""
+    scorer = CausalLM.load({"name": str(folder), "window": 16, "stride": 6}, "cpu")
+    text = "".join(chr(97 + i % 7) for i in range(40))
+    ids = scorer.encode(text)
+    nll = scorer.score([text]).nll[0]
+    np.testing.assert_allclose(nll[:16], direct_nll(folder, ids[:16]), atol=2e-5)
+    for first in range(16, 40, 6):
+        end = min(first + 6, 40)
+        expected = direct_nll(folder, ids[end - 16 : end])[first - end :]
+        np.testing.assert_allclose(nll[first:end], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("count", "window", "stride"), [(0, 4, 2), (1, 4, 2), (4, 4, 2), (5, 4, 1), (31, 8, 3), (9, 2, 1)]
+)
+def test_windows_score_every_token_once_and_fit(count, window, stride):
+    ids = list(range(100, 100 + count))
+    windows = windows_of(0, ids, 7, window, stride)
+    assert [int(t) for w in windows for t in w.targets] == ids
+    for w in windows:
+        assert len(w.inputs) <= window
+        assert w.inputs[0] == 7
+        assert len(w.targets) <= len(w.inputs)
+        follows = [*w.inputs[1:].tolist(), int(w.targets[-1])]
+        assert follows[-len(w.targets) :] == w.targets.tolist()
+
+
+def test_batches_hold_every_window_once_within_the_budget():
+    windows = [w for i, n in enumerate([5, 1, 9, 3, 3, 12]) for w in windows_of(i, list(range(n)), 0, 8, 4)]
+    batches = list(batches_of(windows, 16))
+    assert sorted((w.text, w.first) for b in batches for w in b) == sorted((w.text, w.first) for w in windows)
+    assert all(len(b) * max(len(w.inputs) for w in b) <= 16 for b in batches)
+
+
+def test_a_model_that_scales_its_logits_is_run_whole(tmp_path):
+    """Granite divides the logits: its output layer alone would give other scores."""
+    config = GraniteConfig(vocab_size=258, logits_scaling=3.0, **SIZES)
+    save_model(tmp_path, GraniteForCausalLM, config)
+    scorer = CausalLM.load({"name": str(tmp_path)}, "cpu")
+    assert not scorer.split_head
+    scores = scorer.score(TEXTS[:2])
+    for index in range(2):
+        expected = direct_nll(tmp_path, scores.units[index].tolist())
+        np.testing.assert_allclose(scores.nll[index], expected, rtol=2e-5, atol=2e-5)
+
+
+def test_bfloat16_is_an_option_and_recorded(folder, scorer):
+    rough = CausalLM.load({"name": str(folder), "dtype": "bfloat16"}, "cpu")
+    assert rough.info.dtype == "bfloat16"
+    assert next(rough.model.parameters()).dtype == torch.bfloat16
+    exact, close = scorer.score(TEXTS[:1]).nll[0], rough.score(TEXTS[:1]).nll[0]
+    assert close.dtype == np.float32
+    assert 0 < np.abs(close.mean() - exact.mean()) < 0.1
+
+
+def test_description_needs_no_weights_in_memory(folder, scorer):
+    info = CausalLM.describe({"name": str(folder)})
+    assert info == scorer.info
+    assert (info.window, info.stride) == (64, 63)  # the configuration allows 64
+    assert info.context == "<bos>"
+    assert info.parameters == sum(p.numel() for p in scorer.model.parameters())
+    assert info.revision.startswith("sha256:")
+
+
+def test_revision_follows_the_weights(folder, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    assert CausalLM.describe({"name": str(copy)}).revision == CausalLM.describe({"name": str(folder)}).revision
+    data = bytearray((copy / "model.safetensors").read_bytes())
+    data[-3] ^= 1
+    (copy / "model.safetensors").write_bytes(data)
+    assert CausalLM.describe({"name": str(copy)}).revision != CausalLM.describe({"name": str(folder)}).revision
+
+
+def test_folder_without_safetensors_is_refused(folder, tmp_path):
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(AssetError, match="pickled"):
+        CausalLM.load({"name": str(tmp_path)}, "cpu")
+    assert "pickled" in CausalLM.available({"name": str(tmp_path)})
+
+
+def test_truncated_weights_are_one_clear_error(folder, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    data = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(AssetError, match="cannot be read"):
+        CausalLM.load({"name": str(copy)}, "cpu")
+
+
+def test_unknown_model_offline_lists_what_was_tried():
+    with pytest.raises(AssetError) as error:
+        CausalLM.fetch({"name": "nobody/no-such-model"})
+    for part in ("folder nobody/no-such-model: does not exist", "local hub cache", "TSDFM_BENCH_OFFLINE", "smollm2"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({}, "hf:NAME"),
+        ({"name": "x", "dtype": "float16"}, "dtype"),
+        ({"name": "x", "window": 8, "stride": 8}, "stride"),
+        ({"name": "x", "windw": 8}, "window"),
+        ({"name": "x", "feature_tokens": 0}, "feature_tokens"),
+    ],
+)
+def test_wrong_options_are_refused(params, message):
+    with pytest.raises(UsageError, match=message):
+        CausalLM.load(params, "cpu")
+
+
+def test_wrong_context_token_is_refused(folder):
+    with pytest.raises(UsageError, match="context"):
+        CausalLM.load({"name": str(folder), "context": "<nothing>"}, "cpu")
+
+
+def test_pinned_judges_describe_themselves_without_files():
+    info = SmolLM2.describe({"dtype": "bfloat16"})
+    assert (info.name, info.dtype, info.context) == ("smollm2", "bfloat16", "<|endoftext|>")
+    assert "SmolLM2-135M-Instruct, Q4_1" in info.title
+    assert not SmolLM2.is_cached()
+
+
+def test_gemma_shows_its_terms_until_they_are_accepted(monkeypatch):
+    monkeypatch.delenv("TSDFM_BENCH_ACCEPT_GEMMA_TERMS", raising=False)
+    for attempt in (Gemma3.fetch, lambda params: Gemma3.load(params, "cpu")):
+        with pytest.raises(AssetError, match="Gemma Terms of Use") as error:
+            attempt({})
+        assert "TSDFM_BENCH_ACCEPT_GEMMA_TERMS=1" in str(error.value)
+    monkeypatch.setenv("TSDFM_BENCH_ACCEPT_GEMMA_TERMS", "1")
+    with pytest.raises(AssetError, match="could not obtain Gemma"):  # accepted, but this session has no network
+        Gemma3.fetch({})
+    monkeypatch.delenv("TSDFM_BENCH_ACCEPT_GEMMA_TERMS")
+    with pytest.raises(AssetError, match="could not obtain Gemma"):
+        Gemma3.fetch({"accept_terms": "true"})
