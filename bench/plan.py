@@ -82,6 +82,8 @@ class Cell:
     @property
     def label(self) -> str:
         """Method and options, as shown in tables."""
+        if self.hidden:
+            return f"{self.method} ({OTHER_HALF})"
         return str(Spec(self.method, options=self.options))
 
     @property

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsdfm_bench import __version__
+from tsdfm_bench.plan import tidy_path
 from tsdfm_bench.results.files import read_json, write_json
 from tsdfm_bench.results.store import CorruptFile, RunFolder
 
@@ -30,14 +31,13 @@ def command_line(argv: Sequence[str] | None = None) -> str:
     return shlex.join(["tsdfm-bench", *argv[1:]])
 
 
-def without_folders(text: str) -> str:
-    """Text in which the current, the home and the temporary folder have their short names."""
-    import tempfile
-
-    for folder, short in ((Path.cwd(), "."), (Path.home(), "~"), (Path(tempfile.gettempdir()), "<tmp>")):
-        if len(str(folder)) > 1:
-            text = text.replace(str(folder), short)
-    return text
+def without_folders(argv: Sequence[str]) -> list[str]:
+    """Arguments in which an absolute path keeps its last two parts only."""
+    tidied = []
+    for argument in argv:
+        key, equals, value = argument.rpartition("=")
+        tidied.append(f"{key}{equals}{tidy_path(value)}")
+    return tidied
 
 
 def available_threads() -> int:
@@ -94,7 +94,7 @@ def describe(registry: Registry, device: str | None, threads: int, argv: Sequenc
     plugins = sorted({entry.owner for kind in kinds for entry in registry.entries(kind) if not entry.builtin})
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": without_folders(command_line(argv)),
+        "command": command_line(without_folders(sys.argv if argv is None else argv)),
         "versions": versions(),
         "plugins": plugins,
         "commit": git_commit(),

@@ -49,8 +49,9 @@ class Outcome:
 
 
 def first_line(text: str) -> str:
-    """The first line of a message."""
-    return text.strip().splitlines()[0] if text.strip() else ""
+    """The first line of a message, without the announcement of a list that follows it."""
+    line = text.strip().splitlines()[0] if text.strip() else ""
+    return line.removesuffix("Tried:").rstrip(" .:")
 
 
 def reason_of(error: str) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tsdfm_bench import provenance
 from tsdfm_bench.errors import BenchError, PluginError, UsageError
-from tsdfm_bench.plan import PLAN_FORMAT, Plan, PlannedCell, make_plan
+from tsdfm_bench.plan import PLAN_FORMAT, Cell, Plan, PlannedCell, make_plan
 from tsdfm_bench.registry import Registry, check_info, one_line
 from tsdfm_bench.results.store import PlanConflict, RunFolder
 from tsdfm_bench.spec import Spec
@@ -133,16 +133,14 @@ def plan_json(sweep: Sweep) -> dict[str, Any]:
         "samples": config.samples,
         "scorers": [str(spec) for spec in config.scorers],
         "metrics": [str(spec) for spec in metric_specs(config, sweep.registry)],
-        "cells": [
-            {**planned.cell.identity(), "id": planned.cell.id, "checkpoint": planned.checkpoint}
-            for planned in plan.cells
-        ],
-        "not_run": [
-            {**row.cell.identity(), "id": row.cell.id, "state": row.state, "reason": row.reason}
-            for row in plan.rejected
-        ],
+        "cells": [{**_about(planned.cell), "checkpoint": planned.checkpoint} for planned in plan.cells],
+        "not_run": [{**_about(row.cell), "state": row.state, "reason": row.reason} for row in plan.rejected],
         "settings": {"conventions": config.conventions, "launcher": config.launcher},
     }
+
+
+def _about(cell: Cell) -> dict[str, Any]:
+    return {"id": cell.id, "label": cell.label, **cell.identity()}
 
 
 def check_same(folder: RunFolder, stored: Mapping[str, Any], plan: Plan) -> None:

@@ -60,7 +60,7 @@ def _print(sweep: Sweep, reports: list[CellReport], todo: int, calls: int) -> No
             *(Text(text) for text in (report.id, report.label, report.source or "–")),
             Text("–" if report.steps is None else str(report.steps)),
             Text(report.settings),
-            Text(f"{report.completed}/{report.batches}" if report.batches else "–"),
+            Text(f"{report.completed}/{report.batches}" if report.batches and report.state != "refused" else "–"),
             Text(report.state + (f": {report.reason}" if report.reason else "")),
         )
     console.print(grid)

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tsdfm_bench.results.store import RunFolder, StoreError, read_json
-from tsdfm_bench.spec import Spec
 from tsdfm_bench.summary import reason_of
 
 HEARTBEAT_S = 120.0
@@ -74,7 +73,7 @@ def _state(folder: RunFolder, cell: str, batches: int) -> tuple[str, int, str]:
 
 
 def _report(cell: Mapping[str, Any], state: str, completed: int, batches: int, reason: str) -> CellReport:
-    label = str(Spec(str(cell["method"]), options={str(k): str(v) for k, v in cell["options"].items()}))
+    label = str(cell.get("label") or cell["method"])
     return CellReport(
         id=str(cell["id"]),
         kind=str(cell["kind"]),

@@ -52,7 +52,7 @@ def status_command(folder: Path | None, as_json: bool) -> int:
         grid.add_row(
             *(Text(text) for text in (report.id, report.label, report.source or "–")),
             Text("–" if report.steps is None else str(report.steps)),
-            Text(f"{report.completed}/{report.batches}" if report.batches else "–"),
+            Text(f"{report.completed}/{report.batches}" if report.batches and report.state != "refused" else "–"),
             Text(", ".join(name for name, cells in scored.items() if report.id in cells)),
             Text(report.state + (f": {report.reason}" if report.reason else "")),
             style=style,

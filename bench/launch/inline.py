@@ -148,11 +148,11 @@ def _run_group(job: Job, group: list[tuple[PlannedCell, list[int]]], phase: Phas
 
 
 def _free(device: str) -> None:
-    """Give back what the last method held."""
-    gc.collect()
+    """Give back what the last method held on a GPU."""
     if device.startswith("cuda"):
         import torch
 
+        gc.collect()
         torch.cuda.empty_cache()
 
 
