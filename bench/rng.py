@@ -37,7 +37,12 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tupl
     k0, k1 = key & _MASK32, (key >> 32) & _MASK32
     for _ in range(_ROUNDS):
         p0, p1 = c0 * _M0, c2 * _M1  # 64-bit products; int64 wraps, the bits are the same
-        c0, c1, c2, c3 = ((p1 >> 32) & _MASK32) ^ c1 ^ k0, p1 & _MASK32, ((p0 >> 32) & _MASK32) ^ c3 ^ k1, p0 & _MASK32
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _MASK32) ^ c1 ^ k0,
+            p1 & _MASK32,
+            ((p0 >> 32) & _MASK32) ^ c3 ^ k1,
+            p0 & _MASK32,
+        )
         k0, k1 = (k0 + _W0) & _MASK32, (k1 + _W1) & _MASK32
     return c0, c1, c2, c3
 
