@@ -21,6 +21,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
+from unittest import mock
 
 import numpy as np
 
@@ -192,9 +193,6 @@ def _quiet() -> Iterator[None]:
     with contextlib.redirect_stdout(io.StringIO()):
         import faiss
 
-        original = faiss.Kmeans
-        faiss.Kmeans = functools.partial(original, min_points_per_centroid=1)
-        try:
+        quiet = functools.partial(faiss.Kmeans, min_points_per_centroid=1)
+        with mock.patch.object(faiss, "Kmeans", quiet):
             yield
-        finally:
-            faiss.Kmeans = original

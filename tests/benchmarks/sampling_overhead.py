@@ -2,8 +2,8 @@
 
     python tests/benchmarks/sampling_overhead.py [--batch 128] [--steps 1024] [--methods dfm,mdlm] [--json]
 
-For each method the run is timed as a whole; its network calls are recorded and made again, bare, on the same inputs. The
-ratio of the two is the overhead (draws, bookkeeping, Python). The largest tensor allocated outside the network is
+For each method the run is timed as a whole; its network calls are recorded and made again, bare, on the same inputs.
+The ratio of the two is the overhead (draws, bookkeeping, Python). The largest tensor allocated outside the network is
 compared with batch x length x vocabulary in fp64. Numbers depend on the machine; the ratios hardly do. Not a test.
 """
 
@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tsdfm_bench import registry
 from tsdfm_bench.api import Method, SampleRequest
+from tsdfm_bench.registry import Registry
 from tsdfm_bench.rng import Streams
 
 CASES: list[tuple[str, dict[str, str]]] = [
@@ -105,8 +105,14 @@ def main() -> None:
     for name, params in CASES:
         if wanted and name not in wanted:
             continue
-        given = {"task": "sotu", "vocab_size": 2048, "length": options.length, "checkpoint": options.checkpoint, **params}
-        method = registry.load("methods", name).load(given, "cpu")
+        given = {
+            "task": "sotu",
+            "vocab_size": 2048,
+            "length": options.length,
+            "checkpoint": options.checkpoint,
+            **params,
+        }
+        method = Registry().load("methods", name).load(given, "cpu")
         request = SampleRequest(
             Streams.of(0, "overhead", options.batch),
             options.length,
