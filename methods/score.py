@@ -13,6 +13,8 @@ Reference: arXiv 2310.16834 (the ratios and their reverse steps); the implied ra
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -20,23 +22,30 @@ _SUM_ELEMENTS = 1 << 17
 
 
 def log_sum_exp(x: Tensor, without: Tensor | None = None) -> Tensor:
-    """logsumexp over the last dimension in cache-sized pieces.
+    """logsumexp over the last dimension, in pieces that stay in the cache.
 
     Args:
-        x: (n, K).
+        x: (n, K) fp32.
         without: (n, 1) int64, one column per row to leave out, or None.
 
     Returns:
         (n,) fp64.
     """
     rows = max(1, _SUM_ELEMENTS // x.shape[1])
-    parts = []
-    for begin in range(0, x.shape[0], rows):
-        part = x[begin : begin + rows]
-        if without is not None:
-            part = part.scatter(1, without[begin : begin + rows], -torch.inf)
-        parts.append(torch.logsumexp(part, dim=1))
-    return torch.cat(parts).double() if parts else x.new_zeros(0, dtype=torch.float64)
+
+    def reduced(reduce: Callable[[Tensor], Tensor]) -> Tensor:
+        parts = [x.new_zeros(0)]
+        for begin in range(0, x.shape[0], rows):
+            part = x[begin : begin + rows]
+            if without is not None:
+                part = part.scatter(1, without[begin : begin + rows], -torch.inf)
+            parts.append(reduce(part))
+        return torch.cat(parts)
+
+    total = reduced(lambda part: part.exp().sum(dim=1)).log_()  # logits of ordinary size need no shift
+    if not bool(torch.isfinite(total).all()):
+        total = reduced(lambda part: torch.logsumexp(part, dim=1))
+    return total.double()
 
 
 def uniform_weights(ratios: Tensor, z: Tensor, scale: Tensor, analytic: bool) -> Tensor:
@@ -84,6 +93,11 @@ def implied_posterior(ratios: Tensor, z: Tensor, kappa: Tensor) -> Tensor:
     # sum_{y != z} S = (V - 1)(1 - p(z)(1 - a)) + (1 - p(z)) lift, solved for p(z)
     p_own = ((size - 1 + lift - others) / ((size - 1) * (1 - floor) + lift)).clamp(0, 1)
     return ((ratios - 1 + p_own * (1 - floor)) / lift).clamp_min_(0).scatter_(1, own, p_own)
+
+
+def most_ratios(kappa: Tensor, size: int) -> Tensor:
+    """The largest sum of S over the other tokens that a clean-token posterior can imply: that of p(z) = 0."""
+    return size - 1 + kappa * size / (1 - kappa)
 
 
 def normalised(w: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ Flood, OOPSLA 2014) seeded with the bits of that one uniform, in integer arithme
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,7 @@ _MIX2 = 0x94D049BB133111EB - (1 << 64)
 _RACE_ELEMENTS = 1 << 19
 
 
-def inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
+def inverse_cdf(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """The first y whose cumulative weight exceeds u times the total; a token of weight 0 is never returned.
 
     Two levels (sums of 64 entries, then within the chosen 64) instead of one long cumulative sum.
@@ -44,30 +46,36 @@ def inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
         u: (n,) fp64 in (0, 1).
 
     Returns:
-        (n,) int64.
+        (n,) int64 tokens and (n,) fp64 totals.
     """
     n, size = weights.shape
     whole = size // _BLOCK * _BLOCK
     blocks = weights[:, :whole].reshape(n, -1, _BLOCK).sum(dim=-1)
     if whole < size:
         blocks = torch.cat([blocks, weights[:, whole:].sum(dim=-1, keepdim=True)], dim=1)
-    block, rest = _first_above(blocks, u[:, None] * blocks.sum(dim=-1, keepdim=True))
-    columns = block * _BLOCK + torch.arange(_BLOCK, device=weights.device)
-    inside = weights.gather(1, columns.clamp_max(size - 1))
-    if whole < size:
-        inside = inside.masked_fill_(columns >= size, 0.0)
-    offset, _ = _first_above(inside, rest)
-    return (block * _BLOCK + offset).squeeze(1).clamp_max(size - 1)
-
-
-def _first_above(weights: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-    """First index whose cumulative weight exceeds `level` (n, 1), and what of the level is left inside it."""
-    cdf = weights.cumsum(dim=1)
+    cdf = blocks.cumsum(dim=1)
     total = cdf[:, -1:]
-    level = torch.minimum(level, torch.nextafter(total, torch.zeros_like(total))).clamp_min_(0.0)
-    index = (cdf <= level).sum(dim=1, keepdim=True).clamp_max_(weights.shape[1] - 1)
-    before = cdf.gather(1, index) - weights.gather(1, index)
-    return index, level - before
+    block, rest = _first_above(blocks, cdf, u[:, None] * total)
+    columns = block * _BLOCK + _columns(weights.device)
+    if whole < size:
+        inside = weights.gather(1, columns.clamp_max(size - 1)).masked_fill_(columns >= size, 0.0)
+    else:
+        inside = weights.gather(1, columns)
+    offset, _ = _first_above(inside, inside.cumsum(dim=1), rest)
+    return block.mul_(_BLOCK).add_(offset).clamp_max_(size - 1).squeeze(1), total.squeeze(1)
+
+
+def _first_above(weights: Tensor, cdf: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    """First index whose cumulative weight exceeds `level` (n, 1), and what of the level is left inside it."""
+    below = torch.nextafter(cdf[:, -1:], cdf.new_zeros(()))
+    level = torch.minimum(level, below).clamp_min_(0.0)
+    index = torch.searchsorted(cdf, level, right=True).clamp_max_(weights.shape[1] - 1)
+    return index, level - cdf.gather(1, index) + weights.gather(1, index)
+
+
+@lru_cache(maxsize=8)
+def _columns(device: torch.device) -> Tensor:
+    return torch.arange(_BLOCK, device=device)
 
 
 def race_uniforms(seed: Tensor, size: int) -> Tensor:
@@ -126,8 +134,12 @@ class DrawPolicy:
         Returns:
             (n,) int64 in [0, K).
         """
-        self.watch(weights)
-        return race(weights.float(), u) if self.legacy else inverse_cdf(weights.double(), u)
+        if self.legacy:
+            self.watch(weights)
+            return race(weights.float(), u)
+        chosen, total = inverse_cdf(weights.double(), u)
+        self.watch(total)
+        return chosen
 
     def watch(self, values: Tensor) -> None:
         """Remember whether all of these are finite; the answer stays on the device until `check`."""

@@ -54,6 +54,7 @@ class Finaliser:
         visit = places_visit(left, len(grid), end, end)
         if visit is None:
             return None
+        posterior.policy.check()  # logits that are not finite leave masks too, and that is the better message
         if self.rule == "none":
             raise PluginError(
                 f"{visit.at_rows.numel()} positions were still masked after the last step and the finaliser is 'none':"

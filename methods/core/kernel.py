@@ -83,8 +83,8 @@ class Posterior:
             (n, outputs) fp64.
         """
         if self.mask_id is not None and no_mask is not False:
-            logits = logits.double() if logits.dtype != torch.float64 else logits.clone()
-            excluded = torch.full((), -torch.inf, dtype=torch.float64, device=logits.device)
+            logits = logits.clone()
+            excluded = logits.new_full((), -torch.inf)
             if no_mask is not True:
                 excluded = torch.where(no_mask, excluded, logits[:, self.mask_id])
             logits[:, self.mask_id] = excluded

@@ -51,15 +51,17 @@ class Sharpen:
         Returns:
             (n, K) fp64.
         """
-        x = logits.double()
+        w = logits.to(torch.float64, copy=True)  # everything below works in place: memory traffic is what a draw costs
         if self.temperature == 0:
-            best = x.argmax(dim=-1, keepdim=True)
-            return torch.zeros_like(x).scatter_(-1, best, 1.0)
-        top = x.amax(dim=-1, keepdim=True)
-        w = (x - top).div_(self.temperature).exp_() if self.temperature != 1 else (x - top).exp_()
+            best = w.argmax(dim=-1, keepdim=True)
+            return w.zero_().scatter_(-1, best, 1.0)
+        w.sub_(w.amax(dim=-1, keepdim=True))
+        if self.temperature != 1:
+            w.div_(self.temperature)
+        w.exp_()
         if self.top_p is None or self.top_p >= 1:
             return w
-        return w * self._kept(w)
+        return w.mul_(self._kept(w))
 
     def _kept(self, w: Tensor) -> Tensor:
         """(n, K) bool, True in the nucleus."""

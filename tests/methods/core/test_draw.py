@@ -25,7 +25,8 @@ def test_inverse_cdf_is_the_first_token_above_the_level(size):
     weights[weights < 0.3] = 0
     weights[:, -1] += 0.1
     u = uniforms(500)
-    chosen = draw.inverse_cdf(weights, u)
+    chosen, total = draw.inverse_cdf(weights, u)
+    assert torch.allclose(total, weights.sum(dim=1))
     cdf = weights.cumsum(dim=1) / weights.sum(dim=1, keepdim=True)
     assert torch.equal(chosen, torch.searchsorted(cdf, u[:, None], right=True)[:, 0])
     assert (weights.gather(1, chosen[:, None]) > 0).all()
@@ -38,9 +39,9 @@ def test_inverse_cdf_at_the_edges_never_returns_weight_zero():
     weights[2, 64] = 5e-324
     weights[3, [0, 128]] = torch.tensor([1.0, 1e-18], dtype=torch.float64)
     for u in (2.0**-53, 0.5, 1 - 2.0**-53):
-        chosen = draw.inverse_cdf(weights, torch.full((4,), u, dtype=torch.float64))
+        chosen, _ = draw.inverse_cdf(weights, torch.full((4,), u, dtype=torch.float64))
         assert (weights.gather(1, chosen[:, None]) > 0).all()
-    nothing = draw.inverse_cdf(torch.zeros(1, 130, dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64))
+    nothing, _ = draw.inverse_cdf(torch.zeros(1, 130, dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64))
     assert 0 <= int(nothing) < 130
 
 
