@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 LINE_EVERY_S = 5.0
-_BAR = 16
+_BAR, _NAME = 16, 16
 
 
 def duration(seconds: float) -> str:
@@ -67,9 +67,11 @@ class Reporter:
             yield phase
         elif self.console.is_terminal:
             with _bar(self.console) as bar:
-                phase.show = _BarView(bar, phase).show
+                view = _BarView(bar, phase)
+                phase.show = view.show
                 phase.show(phase)
                 yield phase
+                view.finish(phase)
         else:
             phase.show = _LineView(self, self.line_every_s).show
             self.note(f"{name}: {count} {unit} to do")
@@ -89,6 +91,7 @@ class Phase:
         self.work, self.count = work, count
         self.work_done, self.count_done = 0.0, 0
         self.work_before, self.count_before = 0.0, 0
+        self.under_way = 0.0
         self.current = ""
         self.started = time.monotonic()
         self.show: Any = lambda phase: None
@@ -98,8 +101,19 @@ class Phase:
         self.current = text
         self.show(self)
 
+    def begin(self) -> None:
+        """The first piece of work begins now: what was done so far (loading, warming up) is not its fault."""
+        if not self.work_done:
+            self.started = time.monotonic()
+
+    def progress(self, work: float) -> None:
+        """Some work of a piece that is not finished."""
+        self.under_way = work
+        self.show(self)
+
     def advance(self, work: float, count: int) -> None:
-        """Some work was done."""
+        """A piece of work is finished."""
+        self.under_way = 0.0
         self.work_done += work
         self.count_done += count
         self.show(self)
@@ -123,13 +137,14 @@ class Phase:
     @property
     def fraction(self) -> float:
         """Share of the work that is done."""
-        return min(1.0, self.work_done / self.work) if self.work > 0 else 1.0
+        return min(1.0, (self.work_done + self.under_way) / self.work) if self.work > 0 else 1.0
 
     @property
     def left_s(self) -> float | None:
         """Seconds left if work goes on as so far, or None before any was done."""
-        done = self.work_done - self.work_before
-        return self.elapsed_s * max(0.0, self.work - self.work_done) / done if done > 0 else None
+        reached = self.work_done + self.under_way
+        done = reached - self.work_before
+        return self.elapsed_s * max(0.0, self.work - reached) / done if done > 0 else None
 
     @property
     def rate(self) -> float | None:
@@ -158,6 +173,7 @@ class Expected:
 
     def drop(self) -> None:
         """The cell is over: what it did not do is no longer to be done."""
+        self.phase.under_way = 0.0
         self.phase.work -= max(0.0, self.work_then - self.phase.work_done)
         self.phase.count -= max(0, self.count_then - self.phase.count_done)
         self.phase.show(self.phase)
@@ -187,11 +203,17 @@ def _bar(console: Console) -> Iterator[Progress]:
 class _BarView:
     def __init__(self, bar: Progress, phase: Phase) -> None:
         self.bar = bar
-        self.task = bar.add_task(phase.name, total=1.0, figures="", current="")
+        self.task = bar.add_task(f"{phase.name:<{_NAME}}", total=1.0, figures="", current="")
 
     def show(self, phase: Phase) -> None:
         figures = "  ".join(part for part in phase.figures() if part)
         self.bar.update(self.task, completed=phase.fraction, figures=figures, current=phase.current)
+
+    def finish(self, phase: Phase) -> None:
+        """How long it took, in place of how long it takes."""
+        count, rate, _ = phase.figures()
+        figures = "  ".join(part for part in (count, rate, f"in {duration(phase.elapsed_s)}") if part)
+        self.bar.update(self.task, completed=1.0, figures=figures, current="")
 
 
 class _LineView:

@@ -270,7 +270,7 @@ class Measurer:
             "definition": m.definition,
             "interval": how,
             "better": m.better,
-            "reason": "" if math.isfinite(value) else f"the value is {value}",
+            "reason": "" if math.isfinite(value) else m.definition or f"the value is {value}",
         }
 
     def _data(self, cell: Cell) -> CellData:
@@ -290,11 +290,6 @@ class Measurer:
             stored = stored_scores(self.folder, judge, cell.id) if cell.id not in judge.failures else None
             if stored is not None and len(stored[0].nll) >= n:
                 scores[judge.name], infos[judge.name] = head(stored[0], n), stored[1]
-        # Held-out text is compared with the other half, everything else with held-out text.
-        is_real = self.real is not None and cell.id == self.real.id
-        is_other = self.other is not None and cell.id == self.other.id
-        reference = None if is_other else self.other if is_real else self.real
-        other = None if is_other or is_real else self.other
         return CellData(
             tokens=tokens,
             lengths=lengths,
@@ -302,8 +297,8 @@ class Measurer:
             vocab_size=self.task.info.vocab_size,
             scores=scores,
             scorer_info=infos,
-            reference=None if reference is None else self._reference(reference),
-            reference_other=None if other is None else self._reference(other),
+            reference=None if self.real is None else self._reference(self.real),
+            reference_other=None if self.other is None else self._reference(self.other),
             cost=self._cost(cell),
             seed=self.seed,
         )

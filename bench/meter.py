@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -70,16 +70,21 @@ class Meter:
         self.device = device
 
     @contextmanager
-    def measure(self, sequences: int) -> Iterator[BatchCost]:
-        """Count and time what happens inside; the cost is complete when the block ends."""
+    def measure(self, sequences: int, tick: Callable[[], None] | None = None) -> Iterator[BatchCost]:
+        """Count and time what happens inside; the cost is complete when the block ends.
+
+        Args:
+            sequences: how many are made.
+            tick: called after every call of the first network, for progress.
+        """
         import torch
 
         cost = BatchCost(sequences, device=device_name(self.device), threads=torch.get_num_threads())
         cost.calls = dict.fromkeys(self.networks, 0)
         cost.rows = dict.fromkeys(self.networks, 0)
         handles = [
-            network.register_forward_hook(_hook(cost, role), with_kwargs=True)
-            for role, network in self.networks.items()
+            network.register_forward_hook(_hook(cost, role, None if i else tick), with_kwargs=True)
+            for i, (role, network) in enumerate(self.networks.items())
         ]
         _synchronise(self.device)
         _reset_peak(self.device)
@@ -94,10 +99,12 @@ class Meter:
                 handle.remove()
 
 
-def _hook(cost: BatchCost, role: str) -> Any:
+def _hook(cost: BatchCost, role: str, tick: Callable[[], None] | None) -> Any:
     def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         cost.calls[role] += 1
         cost.rows[role] += _leading_size([*args, *kwargs.values()])
+        if tick is not None:
+            tick()
 
     return count
 

@@ -19,7 +19,6 @@ import numpy as np
 from tsdfm_bench.api import ScoreBatch, ScorerInfo
 from tsdfm_bench.contract import check_scores
 from tsdfm_bench.errors import AssetError, BenchError, PluginError, UsageError
-from tsdfm_bench.meter import Meter
 from tsdfm_bench.plan import same_scorer, score_id
 from tsdfm_bench.registry import check_info, one_line
 from tsdfm_bench.results.store import (
@@ -34,13 +33,15 @@ from tsdfm_bench.results.store import (
 )
 
 if TYPE_CHECKING:
-    from tsdfm_bench.api import Scorer, Task
+    from tsdfm_bench.api import Scorer
     from tsdfm_bench.console import Phase, Reporter
+    from tsdfm_bench.job import Job
     from tsdfm_bench.plan import Cell
     from tsdfm_bench.registry import Registry
     from tsdfm_bench.spec import Spec
 
 SAVE_EVERY_S = 20.0
+CPU_TEXTS = 16
 
 
 @dataclass
@@ -88,9 +89,7 @@ def find_judges(specs: Sequence[Spec], registry: Registry) -> list[Judge]:
     return judges
 
 
-def introduce(
-    judges: Sequence[Judge], cells: Sequence[Cell], folder: RunFolder, registry: Registry, batches: int, batch_size: int
-) -> None:
+def introduce(judges: Sequence[Judge], cells: Sequence[Cell], job: Job) -> None:
     """Let every scorer say what it is, and obtain the files of those that will have something to score.
 
     Raises:
@@ -101,14 +100,14 @@ def introduce(
             continue
         params = judge.spec.params()
         with _blamed(judge):
-            cls = registry.load("scorers", judge.spec.name)
+            cls = job.registry.load("scorers", judge.spec.name)
             if hasattr(cls, "describe"):
                 judge.info = cls.describe(params)
             elif isinstance(getattr(cls, "info", None), ScorerInfo):
                 judge.info = cls.info
             if judge.info is not None:
-                check_info(registry.entry("scorers", judge.spec.name), judge.info)
-            if hasattr(cls, "fetch") and _todo(cells, judge, folder, batches, batch_size):
+                check_info(job.registry.entry("scorers", judge.spec.name), judge.info)
+            if hasattr(cls, "fetch") and _todo(cells, judge, job):
                 cls.fetch(params)
 
 
@@ -149,25 +148,16 @@ def read_tokens(folder: RunFolder, cell: str, batches: int) -> Samples:
 
 
 def score_cells(
-    cells: Sequence[Cell],
-    judges: Sequence[Judge],
-    folder: RunFolder,
-    registry: Registry,
-    task: Task,
-    batches: int,
-    batch_size: int,
-    device: str,
-    reporter: Reporter,
+    cells: Sequence[Cell], judges: Sequence[Judge], job: Job, reporter: Reporter, *, hidden: bool = True
 ) -> None:
     """Score what is not scored yet. Judges learn what went wrong.
 
     Args:
         cells: those whose samples are complete.
         judges: from `find_judges`.
-        folder, registry, task: of the run.
-        batches, batch_size: of every cell.
-        device: torch device string.
+        job: of the run.
         reporter: progress.
+        hidden: also score the hidden cells by scorers that give no features.
 
     Raises:
         StoreError: a file cannot be written.
@@ -175,23 +165,25 @@ def score_cells(
     for judge in judges:
         if judge.broken:
             continue
-        todo = _todo(cells, judge, folder, batches, batch_size)
+        wanted = [c for c in cells if hidden or not c.hidden or judge.info is None or judge.info.features]
+        todo = _todo(wanted, judge, job)
         if not todo:
-            _recall(judge, cells, folder)
+            _recall(judge, wanted, job.folder)
             continue
-        scorer = None if judge.unavailable else _load(judge, registry, device)
+        scorer = None if judge.unavailable else _load(judge, job)
         if scorer is None:
             continue
         if judge.info is None:
             judge.info = scorer.info
-            todo = _todo(cells, judge, folder, batches, batch_size)
-        texts = sum(batches - done for _, done in todo) * batch_size
+            todo = _todo(wanted, judge, job)
+        texts = sum(job.batches - done for _, done in todo) * job.batch_size
         with reporter.phase(f"scoring, {judge.name}", texts, texts, "texts") as phase:
             for cell, done in todo:
                 phase.doing(cell.describe())
-                left = phase.expect((batches - done) * batch_size, (batches - done) * batch_size)
+                rest = (job.batches - done) * job.batch_size
+                left = phase.expect(rest, rest)
                 try:
-                    _score_cell(cell, judge, scorer, folder, task, range(done, batches), batch_size, device, phase)
+                    _score_cell(cell, judge, scorer, job, done, phase)
                 except StoreError as error:
                     if not isinstance(error, CorruptFile):
                         raise
@@ -201,12 +193,10 @@ def score_cells(
                 left.drop()
 
 
-def _todo(
-    cells: Sequence[Cell], judge: Judge, folder: RunFolder, batches: int, batch_size: int
-) -> list[tuple[Cell, int]]:
+def _todo(cells: Sequence[Cell], judge: Judge, job: Job) -> list[tuple[Cell, int]]:
     """Cells that lack scores, each with the number of batches that have some."""
-    done = [(cell, _scored(folder, judge, cell, batch_size)) for cell in cells]
-    return [(cell, count) for cell, count in done if count < batches]
+    done = [(cell, _scored(job.folder, judge, cell, job.batch_size)) for cell in cells]
+    return [(cell, count) for cell, count in done if count < job.batches]
 
 
 def _scored(folder: RunFolder, judge: Judge, cell: Cell, batch_size: int) -> int:
@@ -237,43 +227,34 @@ def _recall(judge: Judge, cells: Sequence[Cell], folder: RunFolder) -> None:
         judge.info = stored[1] if stored is not None else None
 
 
-def _load(judge: Judge, registry: Registry, device: str) -> Scorer | None:
+def _load(judge: Judge, job: Job) -> Scorer | None:
     """The ready scorer, or None with the reason in the judge."""
     with _blamed(judge):
-        scorer: Scorer = registry.load("scorers", judge.spec.name).load(judge.spec.params(), device)
-        check_info(registry.entry("scorers", judge.spec.name), scorer.info)
+        scorer: Scorer = job.registry.load("scorers", judge.spec.name).load(judge.spec.params(), job.device)
+        check_info(job.registry.entry("scorers", judge.spec.name), scorer.info)
         return scorer
     return None
 
 
-def _score_cell(
-    cell: Cell,
-    judge: Judge,
-    scorer: Scorer,
-    folder: RunFolder,
-    task: Task,
-    batches: range,
-    batch_size: int,
-    device: str,
-    phase: Phase,
-) -> None:
-    """Score some batches of one cell, those before them being scored, saving now and then."""
-    stored = stored_scores(folder, judge, cell.id) if batches.start else None
-    parts = [head(stored[0], batches.start * batch_size)] if stored is not None else []
-    meter = Meter(scorer.networks(), device)
+def _score_cell(cell: Cell, judge: Judge, scorer: Scorer, job: Job, done: int, phase: Phase) -> None:
+    """Score the batches of one cell that follow those `done` before, saving now and then."""
+    stored = stored_scores(job.folder, judge, cell.id) if done else None
+    parts = [head(stored[0], done * job.batch_size)] if stored is not None else []
+    chunk = CPU_TEXTS if job.device == "cpu" else job.batch_size  # small, so that progress is seen; always the same
     saved_at = time.monotonic()
-    for batch in batches:
-        samples = read_samples(folder.samples_path(cell.id, batch))
-        texts = task.decode(samples.tokens, samples.lengths)
-        if len(texts) != batch_size:
-            raise PluginError(f"the task decoded {batch_size} sequences into {len(texts)} texts")
-        with meter.measure(batch_size):
-            parts.append(check_scores(scorer.score(texts), batch_size))
-        if batch == batches[-1] or time.monotonic() - saved_at > SAVE_EVERY_S:
+    for batch in range(done, job.batches):
+        samples = read_samples(job.folder.samples_path(cell.id, batch))
+        texts = job.task.decode(samples.tokens, samples.lengths)
+        if len(texts) != job.batch_size:
+            raise PluginError(f"the task decoded {job.batch_size} sequences into {len(texts)} texts")
+        for first in range(0, job.batch_size, chunk):
+            some = texts[first : first + chunk]
+            parts.append(check_scores(scorer.score(some), len(some)))
+            phase.advance(len(some), len(some))
+        if batch == job.batches - 1 or time.monotonic() - saved_at > SAVE_EVERY_S:
             parts = [_join(parts)]
-            _save(folder, judge, cell, parts[0], scorer.info)
+            _save(job.folder, judge, cell, parts[0], scorer.info)
             saved_at = time.monotonic()
-        phase.advance(batch_size, batch_size)
 
 
 def _save(folder: RunFolder, judge: Judge, cell: Cell, scores: ScoreBatch, info: ScorerInfo) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tsdfm_bench.api import Task
     from tsdfm_bench.config import SweepConfig
     from tsdfm_bench.console import Reporter
-    from tsdfm_bench.launch.inline import Job
+    from tsdfm_bench.job import Job
     from tsdfm_bench.results.table_model import Table
     from tsdfm_bench.scoring import Judge
 
@@ -211,28 +211,20 @@ def run(sweep: Sweep, reporter: Reporter) -> Result:
     config, plan, folder = sweep.config, sweep.plan, sweep.folder
     options = {"gen-ppl": {"conventions": "+".join(config.conventions)}} if config.conventions else {}
     gauges = find_gauges(metric_specs(config, sweep.registry), sweep.registry, options)
+    job = make_job(sweep)
     freeze(sweep)
+    provenance.record(folder, provenance.describe(sweep.registry, job.device, job.threads))
     for problem in sweep.registry.broken_files.values():
         reporter.note(str(problem), style="yellow")
-    job = make_job(sweep)
     outcome = Outcome()
-    introduce(sweep.judges, [c.cell for c in plan.cells], folder, sweep.registry, plan.batches, plan.batch_size)
+    introduce(sweep.judges, [planned.cell for planned in plan.cells], job)
     for judge in sweep.judges:
         if judge.problem:
             reporter.note(f"Scorer {judge.name} is left out. {judge.problem}", style="yellow")
     sample_cells(plan.cells, job, reporter)
     complete = [planned for planned in plan.cells if _complete(planned, job, outcome)]
-    score_cells(
-        [planned.cell for planned in complete],
-        sweep.judges,
-        folder,
-        sweep.registry,
-        sweep.task,
-        plan.batches,
-        plan.batch_size,
-        job.device,
-        reporter,
-    )
+    hidden = any({"reference", "scores"} <= gauge.needs and "features" not in gauge.needs for gauge in gauges)
+    score_cells([planned.cell for planned in complete], sweep.judges, job, reporter, hidden=hidden)
     real, other = _held_out(complete)
     measurer = Measurer(
         folder, sweep.task, sweep.judges, gauges, config.samples, plan.batch_size, config.seed, real, other
@@ -242,7 +234,7 @@ def run(sweep: Sweep, reporter: Reporter) -> Result:
         if planned.cell.id in measured and measured[planned.cell.id].failures:
             reasons = measured[planned.cell.id].failures.values()
             outcome.broken += [f"{planned.cell.describe()}: {reason}" for reason in reasons]
-    _judge_notes(sweep.judges, outcome)
+    _judge_notes(sweep.judges, {planned.cell.id: planned.cell.describe() for planned in complete}, outcome)
     for rejected in plan.rejected:
         if rejected.state == "failed":
             outcome.failed[rejected.cell.id] = rejected.reason
@@ -251,18 +243,17 @@ def run(sweep: Sweep, reporter: Reporter) -> Result:
 
 
 def make_job(sweep: Sweep) -> Job:
-    """What sampling needs; sets the number of threads and records where the run takes place."""
+    """What sampling needs; sets the number of threads."""
     import torch
 
-    from tsdfm_bench.launch.inline import Job
+    from tsdfm_bench.job import Job
     from tsdfm_bench.meter import choose_device
 
     threads = sweep.config.threads or provenance.available_threads()
     torch.set_num_threads(threads)
     device = choose_device(sweep.config.device)
-    provenance.record(sweep.folder, provenance.describe(sweep.registry, device, threads))
     plan = sweep.plan
-    return Job(sweep.folder, sweep.registry, sweep.task, plan.batches, plan.batch_size, device)
+    return Job(sweep.folder, sweep.registry, sweep.task, plan.batches, plan.batch_size, device, threads)
 
 
 def _complete(planned: PlannedCell, job: Job, outcome: Outcome) -> bool:
@@ -283,11 +274,11 @@ def _held_out(complete: list[PlannedCell]) -> tuple[Any, Any]:
     return next((c for c in cells if not c.hidden), None), next((c for c in cells if c.hidden), None)
 
 
-def _judge_notes(judges: list[Judge], outcome: Outcome) -> None:
+def _judge_notes(judges: list[Judge], names: Mapping[str, str], outcome: Outcome) -> None:
     for judge in judges:
         if judge.unavailable:
             outcome.notes.append(f"Scorer {judge.name} is missing: {first_line(judge.unavailable)}")
         elif judge.broken:
             outcome.notes.append(f"Scorer {judge.name} failed: {first_line(judge.broken)}")
             outcome.broken.append(judge.broken)
-        outcome.broken += [f"{cell}: {reason}" for cell, reason in judge.failures.items()]
+        outcome.broken += [f"{names[cell]}: scorer {judge.name}: {reason}" for cell, reason in judge.failures.items()]

@@ -16,78 +16,27 @@ import contextlib
 import gc
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from itertools import count
+from typing import TYPE_CHECKING
 
-from tsdfm_bench import __version__
 from tsdfm_bench.api import Method, SampleRequest
 from tsdfm_bench.conditioning import pinned_tokens, reference_batch
 from tsdfm_bench.contract import check_batch
 from tsdfm_bench.errors import BenchError, PluginError
+from tsdfm_bench.job import Job
 from tsdfm_bench.meter import BatchCost, Meter
 from tsdfm_bench.results.store import CorruptFile, RunFolder, StoreError, read_json, write_json, write_samples
 from tsdfm_bench.summary import MEMORY_HINT
 
 if TYPE_CHECKING:
-    from tsdfm_bench.api import Task
     from tsdfm_bench.console import Phase, Reporter
     from tsdfm_bench.plan import Cell, PlannedCell
-    from tsdfm_bench.registry import Registry
 
 Run = Callable[["Job", "Cell", list[int], "Phase"], None]
 
 WARM_UP_STEPS = 2
 WARM_UP_ROWS = 2
-
-
-@dataclass(frozen=True)
-class Job:
-    """What sampling needs to know beside the cells.
-
-    Args:
-        folder: where results go.
-        registry: where methods are looked up.
-        task: loaded.
-        batches: batches per cell.
-        batch_size: sequences per batch.
-        device: torch device string.
-    """
-
-    folder: RunFolder
-    registry: Registry
-    task: Task
-    batches: int
-    batch_size: int
-    device: str
-
-    def version(self, cell: Cell) -> str:
-        """Versions that a refusal depends on."""
-        if cell.kind == "reference":
-            return __version__
-        entry = self.registry.entry("methods", cell.method)
-        return f"{__version__} {entry.owner}"
-
-    def refusal(self, cell: Cell) -> str:
-        """The stored reason why the method refuses this cell, or ""."""
-        path = self.folder.done_path(cell.id)
-        if not path.exists():
-            return ""
-        done = read_json(path)
-        return str(done["refused"]) if done.get("refused") and done.get("version") == self.version(cell) else ""
-
-    def missing(self, cell: Cell) -> list[int]:
-        """Batches that are still to be made; none for a cell that was refused."""
-        if self.refusal(cell):
-            return []
-        have = set(self.folder.completed_batches(cell.id))
-        missing = [batch for batch in range(self.batches) if batch not in have]
-        if not missing and not self.folder.done_path(cell.id).exists():
-            self.folder.write_done(cell.id, self._done())  # killed between the last batch and this mark
-        return missing
-
-    def _done(self) -> dict[str, Any]:
-        return {"batches": self.batches, "batch_size": self.batch_size, "version": __version__}
 
 
 def batch_work(cell: Cell) -> float:
@@ -117,8 +66,8 @@ def sample_cells(cells: Iterable[PlannedCell], job: Job, reporter: Reporter) -> 
             (planned, missing)
         )
     work = sum(len(missing) * batch_work(planned.cell) for planned, missing in todo.values())
-    count = job.batch_size * sum(len(missing) for _, missing in todo.values())
-    with reporter.phase("sampling", work, count, "seq") as phase:
+    sequences = job.batch_size * sum(len(missing) for _, missing in todo.values())
+    with reporter.phase("sampling", work, sequences, "seq") as phase:
         for name, group in groups.items():
             if name == "references":
                 for planned, missing in group:
@@ -143,6 +92,7 @@ def _run_group(job: Job, group: list[tuple[PlannedCell, list[int]]], phase: Phas
         return
     phase.doing(f"warming up {first.cell.method}")
     _warm_up(method, job, first.cell)
+    phase.begin()
     for planned, missing in group:
         _attempt(job, planned.cell, missing, phase, partial(_method, method=method, meter=meter))
 
@@ -169,8 +119,7 @@ def _attempt(job: Job, cell: Cell, missing: list[int], phase: Phase, run: Run) -
         raise
     except (Exception, SystemExit) as error:
         record_failure(job.folder, cell, error, job.batches)
-    finally:
-        left.drop()
+    left.drop()
 
 
 @contextlib.contextmanager
@@ -222,7 +171,7 @@ def _method(job: Job, cell: Cell, missing: list[int], phase: Phase, *, method: M
     for batch in missing:
         request = _request(job, cell, batch)
         torch.manual_seed(request.streams.key + batch)  # a method that draws elsewhere is at least repeatable
-        with meter.measure(job.batch_size) as cost, torch.no_grad():
+        with meter.measure(job.batch_size, _ticker(cell, phase)) as cost, torch.no_grad():
             result = method.sample(request)
         pinned = None if request.prefix is None or request.pinned is None else (request.prefix, request.pinned)
         tokens, lengths = check_batch(result, (job.batch_size, cell.length), job.task.info.vocab_size, pinned)
@@ -230,7 +179,14 @@ def _method(job: Job, cell: Cell, missing: list[int], phase: Phase, *, method: M
         write_samples(job.folder.samples_path(cell.id, batch), tokens, lengths)
         job.folder.beat(cell.id)
         phase.advance(batch_work(cell), job.batch_size)
-    job.folder.write_done(cell.id, job._done())
+    job.folder.write_done(cell.id, job.done_mark())
+
+
+def _ticker(cell: Cell, phase: Phase) -> Callable[[], None]:
+    """Progress inside a batch: each network call is one step, or one token; the last tenth waits for the end."""
+    expected, calls = cell.steps or cell.length, count(1)
+    work = batch_work(cell)
+    return lambda: phase.progress(work * min(0.9, next(calls) / expected))
 
 
 def _reference(job: Job, cell: Cell, missing: list[int], phase: Phase) -> None:
@@ -245,7 +201,7 @@ def _reference(job: Job, cell: Cell, missing: list[int], phase: Phase) -> None:
         tokens, lengths = check_batch(drawn, shape, job.task.info.vocab_size, who=f"reference '{cell.method}'")
         write_samples(job.folder.samples_path(cell.id, batch), tokens, lengths)
         phase.advance(batch_work(cell), job.batch_size)
-    job.folder.write_done(cell.id, job._done())
+    job.folder.write_done(cell.id, job.done_mark())
 
 
 def _request(job: Job, cell: Cell, batch: int, rows: int | None = None, steps: int | None = None) -> SampleRequest:

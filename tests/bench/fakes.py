@@ -296,7 +296,11 @@ class Distance:
     def compute(self, cell: CellData) -> list[Measurement]:
         if cell.reference is None:
             return []
-        gap = abs(float(cell.tokens.mean()) - float(cell.reference.tokens.mean()))
+        reference = cell.reference
+        if np.array_equal(cell.tokens, reference.tokens):
+            assert cell.reference_other is not None
+            reference = cell.reference_other
+        gap = abs(float(cell.tokens.mean()) - float(reference.tokens.mean()))
         return [Measurement("distance", "1", "distance of mean tokens from real text", value=gap)]
 
 
