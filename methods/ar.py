@@ -24,7 +24,6 @@ from tsdfm_bench.errors import UsageError
 from tsdfm_bench.methods.builtin import Weighted, finished
 from tsdfm_bench.methods.core.denoiser import CausalDenoiser, CausalNetworkDenoiser
 from tsdfm_bench.methods.core.draw import DrawPolicy
-from tsdfm_bench.methods.core.kernel import pieces
 from tsdfm_bench.methods.core.request import refusal
 from tsdfm_bench.methods.core.sharpen import Sharpen
 
@@ -101,9 +100,9 @@ class AR(Weighted):
         uniforms = streams.uniform("token", 0, request.length)  # one per token, all drawn at once
         memory = self.denoiser.begin(request.batch, request.length)
         logits = self.denoiser.next_logits(memory, tokens[:, :begin])
+        scratch = torch.empty(logits.shape, dtype=torch.float64, device=logits.device)
         for place in range(begin, request.length):
-            drawn = [policy.categorical(sharpen.weights(logits[s]), uniforms[s, place]) for s in pieces(*logits.shape)]
-            token = torch.cat(drawn)
+            token = policy.categorical(sharpen.weights(logits, out=scratch), uniforms[:, place])
             tokens[:, place] = token if kept is None else torch.where(kept[:, place], tokens[:, place], token)
             if place + 1 < request.length:
                 logits = self.denoiser.next_logits(memory, tokens[:, place : place + 1])

@@ -56,21 +56,21 @@ def inverse_cdf(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     cdf = blocks.cumsum(dim=1)
     total = cdf[:, -1:]
     block, rest = _first_above(blocks, cdf, u[:, None] * total)
-    columns = block * _BLOCK + _columns(weights.device)
+    columns = torch.add(_columns(weights.device), block, alpha=_BLOCK)
     if whole < size:
         inside = weights.gather(1, columns.clamp_max(size - 1)).masked_fill_(columns >= size, 0.0)
     else:
         inside = weights.gather(1, columns)
     offset, _ = _first_above(inside, inside.cumsum(dim=1), rest)
-    return block.mul_(_BLOCK).add_(offset).clamp_max_(size - 1).squeeze(1), total.squeeze(1)
+    return torch.add(offset, block, alpha=_BLOCK).clamp_max_(size - 1).squeeze(1), total.squeeze(1)
 
 
 def _first_above(weights: Tensor, cdf: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
     """First index whose cumulative weight exceeds `level` (n, 1), and what of the level is left inside it."""
-    below = torch.nextafter(cdf[:, -1:], cdf.new_zeros(()))
-    level = torch.minimum(level, below).clamp_min_(0.0)
+    below = torch.nextafter(cdf[:, -1:], cdf.new_zeros(()))  # rounding may have put the level at the total or above
+    level = torch.minimum(level, below)
     index = torch.searchsorted(cdf, level, right=True).clamp_max_(weights.shape[1] - 1)
-    return index, level - cdf.gather(1, index) + weights.gather(1, index)
+    return index, (level - cdf.gather(1, index) + weights.gather(1, index)).clamp_min_(0.0)
 
 
 @lru_cache(maxsize=8)

@@ -42,20 +42,23 @@ class Sharpen:
         """True if the distribution is left as it is."""
         return self.temperature == 1.0 and (self.top_p is None or self.top_p >= 1.0)
 
-    def weights(self, logits: Tensor) -> Tensor:
+    def weights(self, logits: Tensor, out: Tensor | None = None) -> Tensor:
         """Unnormalised probabilities, largest entry 1.
 
         Args:
             logits: (n, K) floating point, -inf allowed (not in all entries of a row); not changed.
+            out: (n, K) fp64 to write into, for callers that do this again and again; None = new memory.
 
         Returns:
             (n, K) fp64.
         """
-        w = logits.to(torch.float64, copy=True)  # everything below works in place: memory traffic is what a draw costs
+        top = logits.amax(dim=-1, keepdim=True)
+        # from here on in place: memory traffic is much of what a draw costs
+        w = logits.to(torch.float64, copy=True) if out is None else out.copy_(logits)
         if self.temperature == 0:
             best = w.argmax(dim=-1, keepdim=True)
             return w.zero_().scatter_(-1, best, 1.0)
-        w.sub_(w.amax(dim=-1, keepdim=True))
+        w -= top
         if self.temperature != 1:
             w.div_(self.temperature)
         w.exp_()
