@@ -26,7 +26,7 @@ from tsdfm_bench.methods.core.grid import Grid
 from tsdfm_bench.methods.core.state import State
 from tsdfm_bench.rng import Streams
 
-_CERTAIN = -64.0  # log of a survival no uniform of 52 bits can reach: r = 1
+_CERTAIN = 64.0  # the hazard of r = 1: -log u of a uniform of 52 bits never reaches it
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def bernoulli_events(
     """
     streams = streams.to("cpu")
     steps = probability.numel()
-    hazard = -torch.log1p(-probability.double().cpu()).clamp_max(-_CERTAIN)
+    hazard = (-torch.log1p(-probability.double().cpu())).clamp_max(_CERTAIN)
     spent = torch.cat([hazard.new_zeros(1), hazard.cumsum(0)])
     rows, positions = free.cpu().nonzero(as_tuple=True)
     start = torch.zeros_like(rows)

@@ -11,7 +11,7 @@ from tsdfm_bench.methods.core import Grid, MaskSource, State, bernoulli_events, 
 from tsdfm_bench.methods.core.visits import Events, places_visit
 from tsdfm_bench.rng import Streams
 
-PROBABILITY = torch.tensor([0.0, 0.3, 0.05, 0.0, 0.6, 0.2, 1.0], dtype=torch.float64)
+PROBABILITY = torch.tensor([0.0, 0.3, 0.05, 1.0, 0.6, 0.2, 1.0], dtype=torch.float64)
 
 
 def test_events_are_independent_bernoulli_trials():
