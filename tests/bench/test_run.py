@@ -95,7 +95,7 @@ def test_more_samples_extend_every_cell(here: Here) -> None:
         "sample 24 x8 steps 2",
         "sample 32 x8 steps 2",
     ]
-    assert events.count("score 8") == 3 * 4  # the hidden half of real text only concerns scorers with features  # new batches only, of five cells
+    assert events.count("score 8") == 3 * 4  # new batches only; without features the hidden half is not scored
     assert np.array_equal(here.tokens(cell)[:16], before)
     assert np.array_equal(here.tokens(cell), expected_tokens(cell, 40))
     assert set(here.summary()["n"].dropna()) == {40}
@@ -137,7 +137,7 @@ def test_scores_of_another_revision_are_made_again(here: Here, tmp_path: Path) -
     newer.write_text(Path(__file__).with_name("fakes.py").read_text().replace('"revision", "1"', '"revision", "9"'))
     here.events()
     assert here.run(plugin=str(newer)).exit_code == 0
-    assert here.events().count("score 8") == 3 * 4  # the hidden half of real text only concerns scorers with features
+    assert here.events().count("score 8") == 3 * 4
     assert set(here.summary()["scorer_revision"]) == {"", "9"}
 
 
