@@ -111,8 +111,8 @@ def build_summary(
             rows += _done_rows(fields, measured[cell.id], judges, cell.id)
         elif cell.id in outcome.skipped:
             rows.append({**fields, "state": "skipped", "reason": outcome.skipped[cell.id]})
-        else:
-            rows.append({**fields, "state": "failed", "reason": outcome.failed.get(cell.id) or "it was not sampled"})
+        elif cell.id in outcome.failed:
+            rows.append({**fields, "state": "failed", "reason": outcome.failed[cell.id]})
     for rejected in plan.rejected:
         fields = _cell_fields(rejected.cell, "none")
         rows.append({**fields, "state": rejected.state, "reason": rejected.reason})

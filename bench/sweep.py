@@ -223,6 +223,8 @@ def run(sweep: Sweep, reporter: Reporter) -> Result:
             reporter.note(f"Scorer {judge.name} is left out. {judge.problem}", style="yellow")
     sample_cells(plan.cells, job, reporter)
     complete = [planned for planned in plan.cells if _complete(planned, job, outcome)]
+    if all(planned.cell.kind == "reference" for planned in complete):
+        complete = []  # with nothing to compare, references are not worth their judges
     hidden = any({"reference", "scores"} <= gauge.needs and "features" not in gauge.needs for gauge in gauges)
     score_cells([planned.cell for planned in complete], sweep.judges, job, reporter, hidden=hidden)
     real, other = _held_out(complete)

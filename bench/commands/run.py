@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tsdfm_bench.config import make_config
 from tsdfm_bench.console import Reporter, stdout_console
 from tsdfm_bench.provenance import command_line
+from tsdfm_bench.summary import Outcome
 from tsdfm_bench.sweep import Result, Sweep, prepare
 from tsdfm_bench.sweep import run as run_sweep
 
@@ -86,16 +87,28 @@ def _print_tables(sweep: Sweep, result: Result, reporter: Reporter) -> None:
     for table in result.tables:
         console.print(to_rich(table, console.width))
     outcome = result.outcome
-    if outcome.failed or outcome.broken:
-        reasons = [f"{_name(sweep, cell)}: {reason}" for cell, reason in outcome.failed.items()]
-        reasons = list(dict.fromkeys([*reasons, *outcome.broken]))
-        reporter.note(f"{len(reasons)} failed:", style="red")
-        for reason in reasons[:SHOWN_FAILURES]:
-            reporter.note(f"  {reason}")
-        if len(reasons) > SHOWN_FAILURES:
-            reporter.note(f"  and {len(reasons) - SHOWN_FAILURES} more: tsdfm-bench status {sweep.folder.root}")
-        reporter.note("The same command tries them again and does nothing else twice.")
+    if outcome.exit_code:
+        _print_failures(sweep, outcome, reporter)
     console.print(f"\nResults: {sweep.folder.root}  (summary.csv, tables/)", highlight=False, soft_wrap=True)
+
+
+def _print_failures(sweep: Sweep, outcome: Outcome, reporter: Reporter) -> None:
+    """What failed, cells with the same reason together."""
+    cells: dict[str, list[str]] = {}
+    for cell, reason in outcome.failed.items():
+        cells.setdefault(reason, []).append(_name(sweep, cell))
+    reporter.note(f"{len(outcome.failed) + len(outcome.broken)} failed:", style="red")
+    lines = [f"{', '.join(names[:3])}{_more(len(names) - 3)}: {reason}" for reason, names in cells.items()]
+    lines += dict.fromkeys(outcome.broken)
+    for line in lines[:SHOWN_FAILURES]:
+        reporter.note(f"  {line}")
+    if len(lines) > SHOWN_FAILURES:
+        reporter.note(f"  and {len(lines) - SHOWN_FAILURES} more: tsdfm-bench status {sweep.folder.root}")
+    reporter.note("The same command tries them again, and does nothing else twice.")
+
+
+def _more(count: int) -> str:
+    return f" and {count} more" if count > 0 else ""
 
 
 def _name(sweep: Sweep, cell: str) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tsdfm_bench.methods.train.trainer import Progress
 
 INTERRUPTED = 130
+SAVE_EVERY_S = 4.0  # the trainer reports every 5 s, and stops when it reports
 
 
 class _TimeIsUp(Exception):
@@ -47,6 +48,8 @@ def train_command(scale: str, only: str | None, out: Path | None, minutes: float
     recipe = load_recipe(scale)
     stages = split_list(only) if only else None
     recipe.select(stages)  # a wrong name is an error before the text is read
+    if minutes is not None:  # little is lost when the time is over
+        recipe = recipe.model_copy(update={"training": {**recipe.training, "save_every_s": SAVE_EVERY_S}})
     folder = out or RUNS / f"train-{Path(scale).stem}"
     text = training_text(load_task(parse_spec(recipe.task), Registry()))
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
@@ -55,11 +58,11 @@ def train_command(scale: str, only: str | None, out: Path | None, minutes: float
         train_recipe(recipe, text, folder, stages, display.report, display.announce)
     except _TimeIsUp:
         display.close()
-        reporter.note(f"The time is over. The state is kept in {folder}; the same command goes on:\n  {command_line()}")
+        reporter.note(f"The time is over; what was trained is kept in {folder}. Go on with:\n  {command_line()}")
         return 0
     except KeyboardInterrupt:
         display.close()
-        reporter.note(f"Interrupted. The state of the last minute is kept in {folder}. Go on with:\n  {command_line()}")
+        reporter.note(f"Interrupted; all but the last minute is kept in {folder}. Go on with:\n  {command_line()}")
         return INTERRUPTED
     except FloatingPointError as error:
         display.close()
@@ -81,7 +84,9 @@ class _Display:
 
     def announce(self, text: str) -> None:
         """A line between stages."""
-        self.close()
+        if self.phase is not None:
+            self.close()
+            self._check_time()
         self.reporter.note(text)
 
     def report(self, progress: Progress) -> None:
@@ -99,6 +104,10 @@ class _Display:
             done = progress.step - self.phase.count_done
             self.phase.advance(done, done)
             self.phase.doing(f"{progress.tokens_per_s:,.0f} tokens/s  {shown}")
+        if progress.step < progress.steps:
+            self._check_time()
+
+    def _check_time(self) -> None:
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise _TimeIsUp
 

@@ -39,15 +39,23 @@ WARM_UP_STEPS = 2
 WARM_UP_ROWS = 2
 
 
-def batch_work(cell: Cell) -> float:
-    """Expected cost of a batch in units of one network call, for progress only.
+def expected_calls(cell: Cell) -> int:
+    """About how many network calls a batch takes, for progress only.
 
-    A sampler that skips sequences in which nothing changes needs fewer calls than steps; six changes per position are
-    about what uniform noise takes at 1,024 steps.
+    Samplers may skip steps in which nothing changes: from the mask source each position changes once, from others a few
+    times (four are about right at 1,024 steps).
     """
+    if cell.steps is None:
+        return cell.length
+    return min(cell.steps, cell.length if cell.source == "mask" else 4 * cell.length)
+
+
+def batch_work(cell: Cell) -> float:
+    """Expected cost of a batch in units of one network call on whole sequences, for progress only."""
     if cell.kind == "reference":
         return 0.5
-    return 2.0 + float(min(cell.steps, 6 * cell.length) if cell.steps is not None else cell.length)
+    calls = expected_calls(cell)
+    return 1.0 + (calls if cell.steps is not None else calls / 8)  # without steps: one token a call
 
 
 def sample_cells(cells: Iterable[PlannedCell], job: Job, reporter: Reporter) -> None:
@@ -168,13 +176,15 @@ def _method(job: Job, cell: Cell, missing: list[int], phase: Phase, *, method: M
     if reason is not None:
         job.folder.write_done(cell.id, {"refused": str(reason), "version": job.version(cell)})
         return
+    calls: float = expected_calls(cell)
     for batch in missing:
         request = _request(job, cell, batch)
         torch.manual_seed(request.streams.key + batch)  # a method that draws elsewhere is at least repeatable
-        with meter.measure(job.batch_size, _ticker(cell, phase)) as cost, torch.no_grad():
+        with meter.measure(job.batch_size, _ticker(cell, phase, calls)) as cost, torch.no_grad():
             result = method.sample(request)
         pinned = None if request.prefix is None or request.pinned is None else (request.prefix, request.pinned)
         tokens, lengths = check_batch(result, (job.batch_size, cell.length), job.task.info.vocab_size, pinned)
+        calls = next(iter(cost.calls.values()), calls)
         _add_cost(job.folder, cell, batch, cost)
         write_samples(job.folder.samples_path(cell.id, batch), tokens, lengths)
         job.folder.beat(cell.id)
@@ -182,11 +192,10 @@ def _method(job: Job, cell: Cell, missing: list[int], phase: Phase, *, method: M
     job.folder.write_done(cell.id, job.done_mark())
 
 
-def _ticker(cell: Cell, phase: Phase) -> Callable[[], None]:
-    """Progress inside a batch: each network call is one step, or one token; the last tenth waits for the end."""
-    expected, calls = cell.steps or cell.length, count(1)
-    work = batch_work(cell)
-    return lambda: phase.progress(work * min(0.9, next(calls) / expected))
+def _ticker(cell: Cell, phase: Phase, calls: float) -> Callable[[], None]:
+    """Progress inside a batch that takes about so many network calls; the last tenth waits for the end."""
+    work, made = batch_work(cell), count(1)
+    return lambda: phase.progress(work * min(0.9, next(made) / max(calls, 1)))
 
 
 def _reference(job: Job, cell: Cell, missing: list[int], phase: Phase) -> None:

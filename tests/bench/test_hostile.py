@@ -120,3 +120,12 @@ def test_an_identity_that_raises_is_a_row(here: Here, tmp_path: Path) -> None:
     result = here.run(plugin=str(plugin), methods="counter,stepless")
     assert result.exit_code == 1
     assert "KeyError" in result.stderr
+
+
+def test_if_every_method_fails_nothing_is_scored(here: Here) -> None:
+    result = here.run(methods="counter[spoil=raise]", steps="2,4")
+    assert result.exit_code == 1
+    assert "2 failed:\n  counter[spoil=raise] · uniform · 2 steps, " in result.stderr
+    assert result.stderr.count("boom in sample") == 1
+    assert "load toy" not in here.events()
+    assert set(here.summary()["state"]) == {"failed"}

@@ -1,0 +1,55 @@
+"""`tsdfm-bench train`: stops when the time is over, and goes on from there."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Here
+
+RECIPE = """
+scale = "toy"
+task = "sotu"
+network = {{width = 16, blocks = 1, heads = 1, condition = 8}}
+training = {{steps = {steps}, batch = 2, lr = 1e-3, warmup = 2, validate_every = 100000}}
+[[stage]]
+name = "mdlm"
+kind = "mdlm"
+source = "mask"
+"""
+GIVEN = ("train", "toy.toml", "--out", "trained", "--threads", "1")
+
+
+class FastClock:
+    """Half a second passes at every look."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 0.5
+        return self.now
+
+
+def test_a_small_recipe_is_trained_once(here: Here) -> None:
+    (here.folder / "toy.toml").write_text(RECIPE.format(steps=6))
+    result = here.cli(*GIVEN)
+    assert result.exit_code == 0, result.stderr
+    assert (here.folder / "trained" / "mdlm" / "model.safetensors").is_file()
+    assert "Use them: tsdfm-bench run --checkpoint trained" in result.stderr
+    assert "mdlm: trained already" in here.cli(*GIVEN).stderr
+
+
+def test_training_stops_when_the_time_is_over_and_goes_on(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here.folder / "toy.toml").write_text(RECIPE.format(steps=10_000))
+    monkeypatch.setattr("tsdfm_bench.methods.train.trainer.time", FastClock())
+    done = []
+    for _ in range(2):
+        result = here.cli(*GIVEN, "--minutes", "1e-9")
+        assert result.exit_code == 0, result.stderr
+        assert "The time is over; what was trained is kept in trained" in result.stderr
+        done.append(int(re.search(r"mdlm: (\d+) steps done", result.stderr)[1]))  # type: ignore[index]
+    assert 0 < done[0] < done[1] < 100
+    assert not (here.folder / "trained" / "mdlm" / "config.json").exists()
