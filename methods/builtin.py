@@ -52,9 +52,14 @@ def one_of(info: MethodInfo, name: str, value: str) -> str:
 
 
 class Weighted(ABC):
-    """A method whose networks come from a checkpoint folder."""
+    """A method whose networks come from a checkpoint folder.
+
+    `lender` names the method whose weights it is sampled from, if they are not its own: another sampler for the same
+    network (ReMDM on MDLM's weights) needs no training.
+    """
 
     info: ClassVar[MethodInfo]
+    lender: ClassVar[type[Weighted] | None] = None
     device: str
 
     @classmethod
@@ -89,10 +94,11 @@ class Weighted(ABC):
             raise unknown_name(f"source of {cls.info.name}", str(source), sources)
         chosen = str(source) if source is not None else (sources[0] if sources else None)
         given, task = params.get("checkpoint"), params.get("task")
+        trained = (cls.lender or cls).info
         return checkpoints.find(
-            cls.info.name,
+            trained.name,
             chosen,
-            sources,
+            trained.sources,
             None if given is None else str(given),
             None if task is None else str(task),
         )

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
         Condition,
         Denoiser,
         NetworkDenoiser,
+        sequence_logits,
     )
     from tsdfm_bench.methods.core.draw import DrawPolicy
     from tsdfm_bench.methods.core.finaliser import Finaliser
     from tsdfm_bench.methods.core.grid import Grid
-    from tsdfm_bench.methods.core.kernel import Kernel, Posterior
+    from tsdfm_bench.methods.core.kernel import Kernel, Posterior, pieces
     from tsdfm_bench.methods.core.loop import run
     from tsdfm_bench.methods.core.request import refusal
     from tsdfm_bench.methods.core.schedule import (
@@ -42,21 +43,28 @@ if TYPE_CHECKING:
         make_source,
     )
     from tsdfm_bench.methods.core.state import State
-    from tsdfm_bench.methods.core.visits import Events, Visit, bernoulli_events, every_step, plan
+    from tsdfm_bench.methods.core.visits import Events, Visit, bernoulli_events, every_step, places_visit, plan
 
 _MODULES = {
-    "denoiser": ("CausalDenoiser", "CausalNetworkDenoiser", "Condition", "Denoiser", "NetworkDenoiser"),
+    "denoiser": (
+        "CausalDenoiser",
+        "CausalNetworkDenoiser",
+        "Condition",
+        "Denoiser",
+        "NetworkDenoiser",
+        "sequence_logits",
+    ),
     "draw": ("DrawPolicy",),
     "finaliser": ("Finaliser",),
     "grid": ("Grid",),
-    "kernel": ("Kernel", "Posterior"),
+    "kernel": ("Kernel", "Posterior", "pieces"),
     "loop": ("run",),
     "request": ("refusal",),
     "schedule": ("Cosine", "Geometric", "LogLinear", "Polynomial", "Schedule", "make_schedule"),
     "sharpen": ("Sharpen",),
     "source": ("MaskSource", "Source", "UniformSource", "UnigramSource", "make_source"),
     "state": ("State",),
-    "visits": ("Events", "Visit", "bernoulli_events", "every_step", "plan"),
+    "visits": ("Events", "Visit", "bernoulli_events", "every_step", "places_visit", "plan"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -88,9 +96,12 @@ __all__ = [
     "every_step",
     "make_schedule",
     "make_source",
+    "pieces",
+    "places_visit",
     "plan",
     "refusal",
     "run",
+    "sequence_logits",
 ]
 
 

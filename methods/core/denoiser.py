@@ -190,6 +190,31 @@ class CausalNetworkDenoiser:
         logits: Tensor = self.network(tokens, memory["cache"])
         return logits[:, -1]
 
+    def sequence_logits(self, tokens: Tensor) -> Tensor:
+        """See the function `sequence_logits`; one forward call, without a cache."""
+        first = torch.full_like(tokens[:, :1], self.bos_id)
+        logits: Tensor = self.network(torch.cat([first, tokens[:, :-1]], dim=1))
+        return logits
+
     def networks(self) -> Mapping[str, nn.Module]:
         """One network, the denoiser."""
         return {"denoiser": self.network}
+
+
+def sequence_logits(denoiser: CausalDenoiser, tokens: Tensor) -> Tensor:
+    """Logits of every token of whole sequences given the tokens before it.
+
+    Args:
+        denoiser: one call if it has a method `sequence_logits`, else one for each token.
+        tokens: (batch, length) int64.
+
+    Returns:
+        (batch, length, vocab_size); place l belongs to token l.
+    """
+    whole = getattr(denoiser, "sequence_logits", None)
+    if whole is not None:
+        result: Tensor = whole(tokens)
+        return result
+    memory = denoiser.begin(*tokens.shape)
+    shifted = [tokens[:, max(0, place - 1) : place] for place in range(tokens.shape[1])]
+    return torch.stack([denoiser.next_logits(memory, before) for before in shifted], dim=1)
