@@ -1,0 +1,81 @@
+"""The `[launcher]` table of a request: how work is run, never what is computed.
+
+    launcher = "local"                       # or a table:
+
+    [launcher]
+    name = "local"
+    jobs = 4                                 # --jobs 4
+    lease_s = 60                             # --lease 60
+
+A launcher with settings of its own has a table of its own in it (`[launcher.slurm]`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from tsdfm_bench.errors import unknown_name
+from tsdfm_bench.launch import LAUNCHERS
+
+DEFAULT_LEASE_S = 60.0
+SHORTEST_LEASE_S = 0.2
+
+
+def _launcher(value: object) -> str:
+    if value not in LAUNCHERS:
+        raise ValueError(str(unknown_name("launcher", str(value), LAUNCHERS)))
+    return str(value)
+
+
+def _jobs(value: object) -> int | None:
+    if value is None:
+        return None
+    try:
+        jobs = int(str(value))
+    except ValueError:
+        raise ValueError(f"jobs: {value!r} is not a whole number") from None
+    if jobs < 1:
+        raise ValueError(f"jobs: at least 1 is needed, not {jobs}")
+    return jobs
+
+
+def _lease(value: object) -> float:
+    try:
+        seconds = float(str(value))
+    except ValueError:
+        raise ValueError(f"lease: {value!r} is not a number of seconds") from None
+    if not (math.isfinite(seconds) and seconds >= SHORTEST_LEASE_S):
+        raise ValueError(f"lease: at least {SHORTEST_LEASE_S} s are needed, not {value}")
+    return seconds
+
+
+class LauncherSettings(BaseModel):
+    """How the work is run.
+
+    Args:
+        name: one of `LAUNCHERS`.
+        jobs: how many worker processes at once; None = the launcher's choice.
+        lease_s: seconds without a sign of life after which another process takes over a worker's cell.
+        slurm: settings of the slurm launcher.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    name: Annotated[str, BeforeValidator(_launcher)] = "inline"
+    jobs: Annotated[int | None, BeforeValidator(_jobs)] = None
+    lease_s: Annotated[float, BeforeValidator(_lease)] = DEFAULT_LEASE_S
+    slurm: dict[str, Any] = {}
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def launcher_table(value: object) -> object:
+    """A table from a name or a table."""
+    if isinstance(value, LauncherSettings):
+        return value
+    return dict(value) if isinstance(value, Mapping) else {"name": value}
