@@ -18,6 +18,11 @@ _PUBLIC = {
         "Interval bootstrap compare difference holm n_to_separate n_to_separate_rows permutation_pvalue ratio "
         "reduction_percent"
     ),
+    "columns": "CellColumns FORMS Terms cell_columns read_columns terms write_columns",
+    "replicates": "Replicates",
+    "frontier": ("Curve Expense Frontier OutOfRange Point at_entropy dominated_area expenses frontiers read_curve"),
+    "style": "Label figure_metadata finish looks new_figure rows_used save_figure styled",
+    "plots": "Drawing KINDS NothingToDraw draw",
     "flags": "FLAGS Flag find_flags with_flags",
     "tables": "LonePerplexity Table TableColumn TableRow Value main_table main_tables",
     "render": "FORMATS to_csv to_html to_json to_latex to_markdown to_rich",

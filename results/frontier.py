@@ -1,0 +1,439 @@
+"""Frontiers: generative perplexity against entropy, instead of one perplexity at one temperature.
+
+Lowering the temperature lowers perplexity and entropy together, so a single perplexity says little (arXiv 2604.02718).
+A generator's curve over temperatures (or nucleus masses) says which perplexity it has at a given entropy, and one
+number is read off it: gen-PPL at the entropy of real text.
+
+Reading off. log perplexity is taken to be non-decreasing in entropy: the measured points are ordered by entropy, made
+monotone by isotonic regression and joined by a monotone cubic (PCHIP). An entropy outside the measured points is
+refused, with the range; nothing is extrapolated. The interval comes from replicates (see `replicates`): each redraws
+every point of the curve and the reference text, and repeats the whole reading; where a replicate's own range falls
+short of the entropy asked for, by sampling noise, its end point is held.
+
+Dominated area: the area in the plane (entropy in nats, log perplexity in nats) of all points that are no better than
+some point of the curve, up to a stated corner. Larger is better; it depends on the corner and is comparable only where
+that is equal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tsdfm_bench.results.replicates import Replicates, interval
+from tsdfm_bench.results.rows import CellRows, Row, cells_of, finite, pick
+from tsdfm_bench.results.stats import Interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SAME_GENERATOR = (
+    "task",
+    "data_hash",
+    "length",
+    "prefix",
+    "method",
+    "label",
+    "weights",
+    "source",
+    "steps",
+    "draw",
+    "seed",
+)
+
+
+class OutOfRange(ValueError):
+    """A value was asked for where nothing was measured.
+
+    Args:
+        message: says what was asked and what is measured.
+        low, high: the measured range.
+    """
+
+    def __init__(self, message: str, low: float, high: float) -> None:
+        super().__init__(message)
+        self.low, self.high = low, high
+
+
+@dataclass(frozen=True)
+class Point:
+    """One cell on a curve.
+
+    Args:
+        cell: its rows.
+        entropy, perplexity: the two rows of the summary.
+    """
+
+    cell: CellRows
+    entropy: Row
+    perplexity: Row
+
+    @property
+    def temperature(self) -> float | None:
+        """Temperature of the cell."""
+        return self.cell.first["temperature"]
+
+    @property
+    def top_p(self) -> float | None:
+        """Nucleus mass of the cell; None = no nucleus."""
+        return self.cell.first["top_p"]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One generator's points, by increasing entropy.
+
+    Args:
+        name: as shown: label, source, steps, and the nucleus if it is fixed.
+        sweep: what varies: "temperature" or "nucleus".
+        points: at least one.
+        scorer, metric: of the perplexity.
+        entropy_metric: of the entropy.
+    """
+
+    name: str
+    sweep: str
+    points: tuple[Point, ...]
+    scorer: str
+    metric: str
+    entropy_metric: str
+
+    @property
+    def first(self) -> Row:
+        """Fields that all points share (method, label, source, steps, ...)."""
+        return self.points[0].cell.first
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Lowest and highest entropy measured, in nats."""
+        return self.points[0].entropy["value"], self.points[-1].entropy["value"]
+
+    def monotone(self) -> bool:
+        """Whether perplexity rises with entropy along the measured points, as the reading assumes."""
+        values = [point.perplexity["value"] for point in self.points]
+        return all(a <= b for a, b in pairwise(values))
+
+    def rows(self) -> list[Row]:
+        """Every row of the summary behind the curve."""
+        return [row for point in self.points for row in (point.entropy, point.perplexity)]
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """All curves that may be drawn in one plane, with real text.
+
+    Args:
+        title: task, length and prefix.
+        scorer, metric: of the perplexity.
+        curves: in the order of the summary.
+        real: held-out text, or None.
+        canaries: zero-parameter rows.
+    """
+
+    title: str
+    scorer: str
+    metric: str
+    curves: tuple[Curve, ...]
+    real: Point | None
+    canaries: tuple[Point, ...] = field(default=())
+
+    def rows(self) -> list[Row]:
+        """Every row of the summary that takes part."""
+        others = [point for point in (self.real, *self.canaries) if point is not None]
+        return [row for c in self.curves for row in c.rows()] + [r for p in others for r in (p.entropy, p.perplexity)]
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def frontiers(summary: pd.DataFrame, scorer: str | None = None, metric: str | None = None) -> list[Frontier]:
+    """The frontiers of a summary, one per text setting and scorer.
+
+    Args:
+        summary: see `tsdfm_bench.results.schema`.
+        scorer: only this one; None = all.
+        metric: the perplexity, for example "gen_ppl/sedd"; None = the pooled one.
+
+    Returns:
+        frontiers with at least one curve; an empty list if no row has both perplexity and entropy.
+    """
+    groups: dict[tuple[Any, ...], list[CellRows]] = {}
+    for cell in cells_of(summary[summary["state"] == "done"]):
+        key = tuple(cell.first[name] for name in ("task", "tokenizer", "data_hash", "length", "prefix"))
+        groups.setdefault(key, []).append(cell)
+    found = []
+    for cells in groups.values():
+        names = {name for cell in cells for name, _ in cell.rows}
+        ppl, entropy = metric or pick(names, "perplexity"), pick(names, "entropy")
+        if ppl is None or entropy is None:
+            continue
+        judges = dict.fromkeys(judge for cell in cells for judge in cell.judges(ppl))
+        for judge in judges:
+            if scorer is not None and judge != scorer:
+                continue
+            frontier = _frontier(cells, judge, ppl, entropy)
+            if frontier.curves:
+                found.append(frontier)
+    return found
+
+
+def _point(cell: CellRows, judge: str, ppl: str, entropy: str) -> Point | None:
+    x, y = cell.of(entropy), cell.of(ppl, judge)
+    return Point(cell, x, y) if x is not None and y is not None and y["value"] > 0 else None
+
+
+def _frontier(cells: Sequence[CellRows], judge: str, ppl: str, entropy: str) -> Frontier:
+    points = [point for cell in cells if (point := _point(cell, judge, ppl, entropy)) is not None]
+    generators: dict[tuple[Any, ...], list[Point]] = {}
+    for point in points:
+        if point.cell.first["kind"] == "method":
+            key = tuple(point.cell.first[name] for name in SAME_GENERATOR)
+            generators.setdefault(key, []).append(point)
+    curves: list[Curve] = []
+    for members in generators.values():
+        curves += _curves(members, judge, ppl, entropy)
+    real = next((point for point in points if point.cell.is_real), None)
+    canaries = tuple(p for p in points if p.cell.first["kind"] == "reference" and p is not real)
+    first = cells[0].first
+    title = f"{first['task']}, {first['length']} tokens" + (f", prefix {first['prefix']}" if first["prefix"] else "")
+    return Frontier(title, judge, ppl, tuple(_distinct(curves)), real, canaries)
+
+
+def _curves(members: list[Point], judge: str, ppl: str, entropy: str) -> list[Curve]:
+    """A curve over temperatures per nucleus, and one over nuclei per temperature; single points stand alone."""
+    first = members[0].cell.first
+    name = " ".join([first["label"] or first["method"], first["source"] or ""]).strip()
+    name += f", {int(first['steps'])} steps" if finite(first["steps"]) else ""
+
+    def curve(sweep: str, points: list[Point], fixed: str) -> Curve:
+        ordered = tuple(sorted(points, key=lambda p: (p.entropy["value"], p.perplexity["value"])))
+        return Curve(name + fixed, sweep, ordered, judge, ppl, entropy)
+
+    def by(key: str) -> dict[Any, list[Point]]:
+        groups: dict[Any, list[Point]] = {}
+        for point in members:
+            groups.setdefault(
+                (point.cell.first[key], point.cell.first["top_p_rule"] if key == "top_p" else ""), []
+            ).append(point)
+        return groups
+
+    found = []
+    for (mass, rule), points in by("top_p").items():
+        if len({p.temperature for p in points}) > 1 or len(members) == 1:
+            fixed = f", top-p {mass:g} {rule}".rstrip() if finite(mass) else ""
+            found.append(curve("temperature", points, fixed))
+    for (temperature, _), points in by("temperature").items():
+        if len({p.top_p for p in points}) > 1:
+            fixed = (
+                f", nucleus at temp. {temperature:g}" if found and finite(temperature) else ", nucleus" if found else ""
+            )
+            found.append(curve("nucleus", points, fixed))
+    covered = {id(point) for c in found for point in c.points}
+    found += [curve("temperature", [point], "") for point in members if id(point) not in covered]
+    return found
+
+
+def _distinct(curves: list[Curve]) -> list[Curve]:
+    """Curves with names of their own: what tells equal ones apart is added."""
+    names = [curve.name for curve in curves]
+    told: list[Curve] = []
+    for curve in curves:
+        name = curve.name
+        if names.count(name) > 1:
+            others = [c for c in curves if c.name == name]
+            for key, text in (("draw", "{}"), ("checkpoint", "{}"), ("seed", "seed {}"), ("weights", "{:.14}")):
+                if len({c.first[key] for c in others}) > 1:
+                    name += f", {text.format(curve.first[key])}"
+        told.append(Curve(name, curve.sweep, curve.points, curve.scorer, curve.metric, curve.entropy_metric))
+    return told
+
+
+def read_curve(entropy: np.ndarray, perplexity: np.ndarray, at: float | np.ndarray) -> np.ndarray:
+    """Perplexity at given entropies by the monotone curve through measured points; ends are held beyond the range.
+
+    Args:
+        entropy: (k,) nats, in any order.
+        perplexity: (k,) positive.
+        at: nats, any shape.
+    """
+    from scipy.interpolate import PchipInterpolator
+    from scipy.optimize import isotonic_regression
+
+    order = np.argsort(entropy, kind="stable")
+    x, y = np.asarray(entropy, dtype=np.float64)[order], np.log(np.asarray(perplexity, dtype=np.float64)[order])
+    y = isotonic_regression(y).x
+    x, index = np.unique(x, return_inverse=True)  # points of equal entropy count once, at their mean
+    y = np.bincount(index, y) / np.bincount(index)
+    at = np.clip(np.asarray(at, dtype=np.float64), x[0], x[-1])
+    return np.exp(PchipInterpolator(x, y)(at) if len(x) > 1 else np.broadcast_to(y, at.shape))
+
+
+def at_entropy(curve: Curve, target: float | Point, replicates: Replicates) -> Interval:
+    """Perplexity of a generator at an entropy, with its interval.
+
+    Args:
+        curve: from `frontiers`.
+        target: nats, or the point of real text, whose own uncertainty then counts.
+        replicates: of the summary that the curve comes from.
+
+    Raises:
+        OutOfRange: nothing was measured on one side of the target.
+    """
+    wanted = target.entropy["value"] if isinstance(target, Point) else float(target)
+    low, high = curve.range
+    if not low <= wanted <= high or len(curve.points) < 2:
+        raise OutOfRange(
+            f"{curve.name}: entropy {wanted:.3f} nats lies outside what was measured"
+            + (f", {low:.3f} to {high:.3f}" if len(curve.points) > 1 else f", one point at {low:.3f}")
+            + f"; add {'higher' if wanted > high else 'lower'} temperatures (--temperatures)",
+            low,
+            high,
+        )
+    x, y = _replicated(curve, replicates)
+    value = float(read_curve(*_measured(curve), wanted))
+    targets = np.full(replicates.resamples, wanted)
+    sizes = [row["n"] for row in curve.rows() if row["n"] is not None]
+    if isinstance(target, Point):
+        redrawn = replicates.of(target.cell.id, curve.entropy_metric)
+        targets = np.where(np.isfinite(redrawn), redrawn, wanted)
+        sizes += [target.entropy["n"]] if target.entropy["n"] is not None else []
+    usable = np.isfinite(x).all(axis=0) & np.isfinite(y).all(axis=0)
+    values = np.full(replicates.resamples, np.nan)
+    for i in np.flatnonzero(usable):
+        values[i] = read_curve(x[:, i], y[:, i], targets[i])
+    return interval(value, values, n=min(sizes, default=0))
+
+
+def _measured(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+    x = np.array([point.entropy["value"] for point in curve.points])
+    return x, np.array([point.perplexity["value"] for point in curve.points])
+
+
+def _replicated(curve: Curve, replicates: Replicates) -> tuple[np.ndarray, np.ndarray]:
+    """(points, resamples) replicates of entropy and perplexity."""
+    x = [replicates.of(point.cell.id, curve.entropy_metric) for point in curve.points]
+    return np.array(x), np.array([replicates.of(point.cell.id, curve.metric, curve.scorer) for point in curve.points])
+
+
+# ------------------------------------------------------------------------------------------------------- area
+
+
+def corner(frontier: Frontier) -> tuple[float, float]:
+    """The worst of everything drawn: lowest entropy in nats and highest perplexity of all curves and real text."""
+    points = [point for curve in frontier.curves for point in curve.points]
+    points += [frontier.real] if frontier.real is not None else []
+    return min(p.entropy["value"] for p in points), max(p.perplexity["value"] for p in points)
+
+
+def area(entropy: np.ndarray, perplexity: np.ndarray, worst: tuple[float, float]) -> float:
+    """Area, in nats x nats, that measured points dominate up to a corner: the union of their rectangles.
+
+    Args:
+        entropy: (k,) nats; more is better.
+        perplexity: (k,); less is better.
+        worst: the corner (entropy, perplexity).
+    """
+    width = np.maximum(np.asarray(entropy) - worst[0], 0.0)
+    height = np.maximum(math.log(worst[1]) - np.log(perplexity), 0.0)
+    total, tallest = 0.0, 0.0
+    ends = [*np.sort(width)[::-1], 0.0]
+    for i, k in enumerate(np.argsort(-width, kind="stable")):
+        tallest = max(tallest, float(height[k]))
+        total += (ends[i] - ends[i + 1]) * tallest
+    return float(total)
+
+
+def dominated_area(curve: Curve, worst: tuple[float, float], replicates: Replicates) -> Interval:
+    """The area a curve's measured points dominate, with its interval (the corner held fixed); see `corner`."""
+    x, y = _replicated(curve, replicates)
+    values = [area(x[:, i], y[:, i], worst) for i in range(replicates.resamples)]
+    sizes = [row["n"] for row in curve.rows() if row["n"] is not None]
+    return interval(area(*_measured(curve), worst), np.array(values), n=min(sizes, default=0))
+
+
+# --------------------------------------------------------------------------------------------- equal expense
+
+
+@dataclass(frozen=True)
+class Expense:
+    """Quality of one generator over its step counts, by what they cost.
+
+    Args:
+        name: label and source.
+        cost: "calls" (network calls per batch) or "seconds" (per sequence).
+        points: by increasing cost.
+        scorer, metric: of the perplexity.
+        costs: of the points.
+    """
+
+    name: str
+    cost: str
+    points: tuple[Point, ...]
+    scorer: str
+    metric: str
+    costs: tuple[float, ...]
+
+    def at(self, cost: float, replicates: Replicates) -> Interval:
+        """Perplexity at a cost, by monotone-piece cubic interpolation of log perplexity over log cost.
+
+        Raises:
+            OutOfRange: nothing was measured on one side.
+        """
+        from scipy.interpolate import PchipInterpolator
+
+        low, high = self.costs[0], self.costs[-1]
+        if not low <= cost <= high:
+            raise OutOfRange(
+                f"{self.name}: {cost:g} {self.cost} were not measured, only {low:g} to {high:g}", low, high
+            )
+        values = np.array([[p.perplexity["value"]] for p in self.points])
+        redrawn = np.array([replicates.of(p.cell.id, self.metric, self.scorer) for p in self.points])
+        both = np.concatenate([values, redrawn], axis=1)
+        if len(self.points) > 1:
+            read = np.exp(PchipInterpolator(np.log(self.costs), np.log(both), axis=0)(math.log(cost)))
+        else:
+            read = both[0]
+        sizes = [p.perplexity["n"] for p in self.points if p.perplexity["n"] is not None]
+        return interval(float(read[0]), read[1:], n=min(sizes, default=0))
+
+
+def expenses(frontier: Frontier, cost: str = "calls") -> list[Expense]:
+    """Quality over cost of every generator of a frontier, at temperature 1 without a nucleus.
+
+    Args:
+        frontier: from `frontiers`.
+        cost: "calls" or "seconds" (per sequence; compare only rows of one device).
+    """
+    groups: dict[tuple[Any, ...], dict[float, Point]] = {}
+    for curve in frontier.curves:
+        for point in curve.points:
+            first = point.cell.first
+            if first["temperature"] not in (None, 1.0) or finite(first["top_p"]):
+                continue
+            spent = _spent(point, cost)
+            key = tuple(first[name] for name in SAME_GENERATOR if name != "steps")
+            if spent is not None:
+                groups.setdefault(key, {})[spent] = point
+    found = []
+    for members in groups.values():
+        costs = tuple(sorted(members))
+        first = members[costs[0]].cell.first
+        name = " ".join([first["label"] or first["method"], first["source"] or ""]).strip()
+        points = tuple(members[c] for c in costs)
+        found.append(Expense(name, cost, points, frontier.scorer, frontier.metric, costs))
+    return found
+
+
+def _spent(point: Point, cost: str) -> float | None:
+    first = point.cell.first
+    if cost == "calls":
+        value = first["calls"]
+    else:
+        speed = point.cell.of(pick({name for name, _ in point.cell.rows}, "speed"))
+        value = 1.0 / speed["value"] if speed is not None and speed["value"] > 0 else None
+    return float(value) if finite(value) and value > 0 else None

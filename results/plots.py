@@ -1,0 +1,459 @@
+"""Figures of any run: frontier, steps, cost, MAUVE, trajectory. Pure functions of stored results.
+
+Each kind takes a summary (and replicates for what is read off curves) and returns drawings: a figure, the rows it
+shows, and sentences for its caption (scorer, convention, n, interval, what is missing). Perplexity and cost have log
+axes, as the field draws them; every point carries its 95 % interval; lines are labelled at their ends. Rows of
+different text, length, scorer or convention never share a panel. Call `draw` and save with `style.save_figure`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tsdfm_bench.results.frontier import Curve, Frontier, OutOfRange, Point, at_entropy, expenses, frontiers
+from tsdfm_bench.results.numbers import with_interval
+from tsdfm_bench.results.replicates import Replicates
+from tsdfm_bench.results.rows import CellRows, Row, cells_of, finite, pick
+from tsdfm_bench.results.style import COLUMN_IN, FAINT, INK, Label, finish, looks, new_figure, styled
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+HEIGHT_IN = 2.6
+
+
+class NothingToDraw(ValueError):
+    """The rows that a figure needs are not there; the message says which, and what to run."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A finished figure.
+
+    Args:
+        name: file name without ending.
+        title: one line.
+        figure: to be saved by `style.save_figure`.
+        rows: every row of the summary that it shows.
+        notes: sentences for the caption.
+    """
+
+    name: str
+    title: str
+    figure: Figure
+    rows: list[Row]
+    notes: list[str] = field(default_factory=list)
+
+
+def draw(
+    kind: str,
+    summary: pd.DataFrame,
+    *,
+    scorer: str | None = None,
+    metric: str | None = None,
+    replicates: Replicates | None = None,
+) -> list[Drawing]:
+    """The drawings of one kind: one per text setting and scorer.
+
+    Args:
+        kind: a key of `KINDS`.
+        summary: see `tsdfm_bench.results.schema`.
+        scorer: only this one; None = each.
+        metric: a perplexity convention, for example "gen_ppl/sedd"; None = the pooled one.
+        replicates: for what is read off curves; None: made from the summary alone.
+
+    Raises:
+        NothingToDraw: the summary lacks the rows.
+        ValueError: unknown kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind of figure {kind!r}: choose {', '.join(KINDS)}")
+    known = sorted({name for name in summary["scorer"] if name})
+    if scorer is not None and scorer not in known:
+        raise NothingToDraw(f"no scores by {scorer!r} here; scorers with results: {', '.join(known) or 'none'}")
+    with styled():
+        return KINDS[kind](summary, scorer, metric, replicates or Replicates(summary))
+
+
+# ------------------------------------------------------------------------------------------------------ parts
+
+
+def error_bars(axes: Axes, x: Sequence[float], rows: Sequence[Row], color: str, *, along: str = "y") -> None:
+    """Thin lines from low to high of each row that has an interval."""
+    for at, row in zip(x, rows, strict=True):
+        if finite(row["low"]) and finite(row["high"]):
+            ends = ([at, at], [row["low"], row["high"]])
+            axes.plot(*(ends if along == "y" else ends[::-1]), color=color, linewidth=0.7, alpha=0.75, zorder=1.5)
+
+
+def _log_axis(axes: Axes, which: str) -> None:
+    """A log axis with plain numbers, 1-2-5 where decades are few."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis = axes.yaxis if which == "y" else axes.xaxis
+    (axes.set_yscale if which == "y" else axes.set_xscale)("log")
+    low, high = axes.get_ylim() if which == "y" else axes.get_xlim()
+    span = high / low
+    steps = (1.0,) if span > 300 else (1.0, 3.0) if span > 60 else (1.0, 2.0, 5.0) if span > 4 else tuple(range(1, 10))
+    axis.set_major_locator(LogLocator(10, subs=steps, numticks=20))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}" if value < 1e6 else f"{value:.0e}"))
+    axis.set_minor_locator(LogLocator(10, subs=tuple(range(1, 10)), numticks=20))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _shown(row: Row) -> str:
+    return with_interval(row["value"], row["low"], row["high"])
+
+
+def _ppl_label(frontier_metric: str, scorer: str) -> str:
+    convention = frontier_metric.partition("/")[2]
+    return f"gen-PPL, {scorer}" + (f", as {convention}" if convention not in ("", "pooled") else "")
+
+
+def _caption(rows: Iterable[Row]) -> list[str]:
+    """Sentences that every caption needs: definitions, n, intervals, draws."""
+    rows = list(rows)
+    notes = [f"{text}." for text in dict.fromkeys(row["definition"].rstrip(".") for row in rows if row["definition"])]
+    counts = sorted({int(row["n"]) for row in rows if row["n"] is not None})
+    if counts:
+        notes.append(f"n = {', '.join(map(str, counts))} sequences per point; bars are 95 % intervals over sequences.")
+    draws = sorted({row["draw"] for row in rows if row["draw"]})
+    if draws and draws != ["fp64"]:
+        notes.append(f"Draws: {', '.join(draws)}.")
+    return notes
+
+
+def _undone(summary: pd.DataFrame) -> list[str]:
+    """What is missing from a partial run."""
+    undone = [cell for cell in cells_of(summary) if cell.first["state"] != "done"]
+    if not undone:
+        return []
+    names = dict.fromkeys(f"{c.first['label'] or c.first['method']} ({c.first['state']})" for c in undone)
+    return [f"Not drawn, {len(undone)} cells that are not done: {', '.join(names)}."]
+
+
+def _mark_partial(axes: Axes, summary: pd.DataFrame) -> None:
+    count = len({cell.id for cell in cells_of(summary) if cell.first["state"] != "done"})
+    if count:
+        axes.text(
+            0.0, -0.02, f"partial: {count} cells not done", transform=axes.figure.transFigure, fontsize=5.5, color=FAINT
+        )
+
+
+def _real_text(axes: Axes, real: Point) -> None:
+    """A star at real text, and a line at its entropy."""
+    x, y = real.entropy["value"], real.perplexity["value"]
+    axes.axvline(x, color=FAINT, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
+    axes.plot(x, y, marker="*", color=INK, markersize=7, linestyle="none", zorder=4)
+    axes.annotate(
+        "real text",
+        (x, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(0, 2),
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        fontsize=6.5,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- frontier
+
+
+def _frontier(summary: pd.DataFrame, scorer: str | None, metric: str | None, replicates: Replicates) -> list[Drawing]:
+    drawings = []
+    for frontier in frontiers(summary, scorer, metric):
+        if not any(len(curve.points) > 1 for curve in frontier.curves):
+            continue
+        drawings.append(_one_frontier(summary, frontier, replicates))
+    if not drawings:
+        raise NothingToDraw(
+            "a frontier needs perplexity and entropy at several temperatures or nucleus masses: run with "
+            "--temperatures 0.7,0.85,1 (or --top-p 0.8,0.9,1) --metrics gen-ppl,entropy"
+        )
+    return _numbered(drawings)
+
+
+def _one_frontier(summary: pd.DataFrame, frontier: Frontier, replicates: Replicates) -> Drawing:
+    figure, axes = new_figure(COLUMN_IN, HEIGHT_IN)
+    look = looks(curve.name for curve in frontier.curves)
+    notes = []
+    labels = []
+    if frontier.real is not None:
+        _real_text(axes, frontier.real)
+    for curve in frontier.curves:
+        style = look[curve.name]
+        x = [point.entropy["value"] for point in curve.points]
+        y = [point.perplexity["value"] for point in curve.points]
+        axes.plot(x, y, **style, label=curve.name)
+        error_bars(axes, x, [p.perplexity for p in curve.points], style["color"])
+        error_bars(axes, y, [p.entropy for p in curve.points], style["color"], along="x")
+        labels.append(Label(x[-1], y[-1], _wrapped(curve.name), style["color"]))
+        notes.append(_reading(curve, frontier, replicates))
+        if not curve.monotone():
+            notes.append(f"{curve.name}: perplexity does not rise with entropy everywhere; made monotone for reading.")
+    axes.set_xlabel("entropy (nats)")
+    axes.set_ylabel(_ppl_label(frontier.metric, frontier.scorer))
+    _log_axis(axes, "y")
+    _mark_partial(axes, summary)
+    finish(figure, {axes: labels})
+    rows = frontier.rows()
+    return Drawing(
+        f"frontier-{frontier.scorer}",
+        f"{frontier.title}: gen-PPL ({frontier.scorer}) against entropy",
+        figure,
+        rows,
+        [*notes, *_caption(rows), *_undone(summary)],
+    )
+
+
+def _reading(curve: Curve, frontier: Frontier, replicates: Replicates) -> str:
+    if frontier.real is None:
+        return f"{curve.name}: no real text to read the curve at."
+    try:
+        found = at_entropy(curve, frontier.real, replicates)
+    except OutOfRange as error:
+        return f"{error}."
+    shown = with_interval(found.value, found.low, found.high)
+    return f"{curve.name}: gen-PPL {shown} at the entropy of real text ({frontier.real.entropy['value']:.3f} nats)."
+
+
+def _wrapped(name: str) -> str:
+    """A label on two lines: the generator, then its settings."""
+    head, comma, rest = name.partition(", ")
+    return head + ("\n" + rest if comma else "")
+
+
+def _numbered(drawings: list[Drawing]) -> list[Drawing]:
+    """Names of their own for drawings that share one (several lengths or prefixes)."""
+    names = [drawing.name for drawing in drawings]
+    seen: dict[str, int] = {}
+    result = []
+    for d in drawings:
+        seen[d.name] = seen.get(d.name, 0) + 1
+        name = f"{d.name}-{seen[d.name]}" if names.count(d.name) > 1 else d.name
+        result.append(Drawing(name.replace(":", "-").replace("/", "-"), d.title, d.figure, d.rows, d.notes))
+    return result
+
+
+# -------------------------------------------------------------------------------------------- steps and cost
+
+
+def _steps(summary: pd.DataFrame, scorer: str | None, metric: str | None, replicates: Replicates) -> list[Drawing]:
+    found = []
+    for frontier in frontiers(summary, scorer, metric):
+        lines = _by_steps(frontier)
+        if any(len(points) > 1 for points in lines.values()):
+            found.append(_one_steps(summary, frontier, lines))
+    if not found:
+        raise NothingToDraw(
+            "this figure needs several step counts: run with --steps 4,8,16,64 --metrics gen-ppl,entropy"
+        )
+    return _numbered(found)
+
+
+def _by_steps(frontier: Frontier) -> dict[str, list[Point]]:
+    """Points at temperature 1 without nucleus, by generator, in order of steps."""
+    lines: dict[str, list[Point]] = {}
+    seen = set()
+    for curve in frontier.curves:
+        for point in curve.points:
+            first = point.cell.first
+            if first["temperature"] in (None, 1.0) and not finite(first["top_p"]) and point.cell.id not in seen:
+                seen.add(point.cell.id)
+                name = " ".join([first["label"] or first["method"], first["source"] or ""]).strip()
+                lines.setdefault(name, []).append(point)
+    return {name: sorted(points, key=lambda p: p.cell.first["steps"] or 0) for name, points in lines.items()}
+
+
+def _one_steps(summary: pd.DataFrame, frontier: Frontier, lines: Mapping[str, Sequence[Point]]) -> Drawing:
+    figure, (top, bottom) = new_figure(COLUMN_IN, 3.4, rows=2, sharex=True, height_ratios=[3, 2])
+    look = looks(lines)
+    labels: list[Label] = []
+    for name, points in lines.items():
+        style = look[name]
+        if not finite(points[0].cell.first["steps"]):  # no step count: a level
+            for axes, row in ((top, points[0].perplexity), (bottom, points[0].entropy)):
+                axes.axhline(row["value"], color=style["color"], linewidth=0.9, linestyle=(0, (4, 2)))
+            continue
+        x = [int(p.cell.first["steps"]) for p in points]
+        for axes, rows in ((top, [p.perplexity for p in points]), (bottom, [p.entropy for p in points])):
+            axes.plot(x, [row["value"] for row in rows], **style)
+            error_bars(axes, x, rows, style["color"])
+        labels.append(Label(x[-1], points[-1].perplexity["value"], name, style["color"]))
+    _levels(top, bottom, frontier, lines, look, labels)
+    top.set_ylabel(_ppl_label(frontier.metric, frontier.scorer))
+    bottom.set_ylabel("entropy (nats)")
+    bottom.set_xlabel("sampling steps")
+    _log_axis(top, "y")
+    _step_axis(
+        bottom, [int(p.cell.first["steps"]) for ps in lines.values() for p in ps if finite(p.cell.first["steps"])]
+    )
+    _mark_partial(top, summary)
+    finish(figure, {top: labels})
+    rows = frontier.rows()
+    used = {p.cell.id for points in lines.values() for p in points}
+    rows = [row for row in rows if row["cell"] in used or row["kind"] == "reference"]
+    return Drawing(
+        f"steps-{frontier.scorer}",
+        f"{frontier.title}: gen-PPL ({frontier.scorer}) and entropy against steps",
+        figure,
+        rows,
+        [*_caption(rows), *_undone(summary)],
+    )
+
+
+def _levels(
+    top: Axes,
+    bottom: Axes,
+    frontier: Frontier,
+    lines: Mapping[str, Sequence[Point]],
+    look: Mapping[str, Mapping[str, Any]],
+    labels: list[Label],
+) -> None:
+    """Horizontal lines for real text and for generators without steps, labelled at the right edge."""
+    right = max(
+        (int(p.cell.first["steps"]) for points in lines.values() for p in points if finite(p.cell.first["steps"])),
+        default=1,
+    )
+    if frontier.real is not None:
+        for axes, row in ((top, frontier.real.perplexity), (bottom, frontier.real.entropy)):
+            axes.axhline(row["value"], color=INK, linewidth=0.8, linestyle=(0, (2, 2)))
+        labels.append(Label(right, frontier.real.perplexity["value"], "real text"))
+    for name, points in lines.items():
+        if not finite(points[0].cell.first["steps"]):
+            labels.append(Label(right, points[0].perplexity["value"], name, look[name]["color"]))
+
+
+def _step_axis(axes: Axes, steps: Sequence[int]) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    axes.set_xscale("log", base=2)
+    ticks = sorted(set(steps))
+    while len(ticks) > 8:
+        ticks = ticks[::2]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _cost(summary: pd.DataFrame, scorer: str | None, metric: str | None, replicates: Replicates) -> list[Drawing]:
+    found = []
+    for frontier in frontiers(summary, scorer, metric):
+        spent = {cost: expenses(frontier, cost) for cost in ("calls", "seconds")}
+        if not any(spent.values()):
+            continue
+        figure, grid = new_figure(COLUMN_IN, HEIGHT_IN * 1.75, rows=2)
+        names = [line.name for line in (*spent["calls"], *spent["seconds"])]
+        look = looks(names)
+        rows: list[Row] = []
+        panels: dict[Axes, list[Label]] = {}
+        for axes, (cost, lines) in zip(grid, spent.items(), strict=True):
+            panels[axes] = labels = []
+            for line in lines:
+                style = look[line.name]
+                axes.plot(line.costs, [p.perplexity["value"] for p in line.points], **style)
+                error_bars(axes, line.costs, [p.perplexity for p in line.points], style["color"])
+                labels.append(Label(line.costs[-1], line.points[-1].perplexity["value"], line.name, style["color"]))
+                rows += [row for p in line.points for row in (p.perplexity, p.entropy)]
+            axes.set_xlabel("network calls per batch" if cost == "calls" else "seconds per sequence")
+            axes.set_ylabel(_ppl_label(frontier.metric, frontier.scorer))
+            _log_axis(axes, "x")
+            _log_axis(axes, "y")
+        unique = list({(row["cell"], row["metric"], row["scorer"]): row for row in rows}.values())
+        devices = sorted({row["device"] for row in unique if row["device"]})
+        notes = [f"Seconds measured on: {', '.join(devices)}."] if devices else []
+        _mark_partial(grid[0], summary)
+        finish(figure, panels)
+        found.append(
+            Drawing(
+                f"cost-{frontier.scorer}",
+                f"{frontier.title}: gen-PPL ({frontier.scorer}) against calls and seconds",
+                figure,
+                unique,
+                [*notes, *_caption(unique), *_undone(summary)],
+            )
+        )
+    if not found:
+        raise NothingToDraw("this figure needs generators with measured cost: run with --metrics gen-ppl,entropy,cost")
+    return _numbered(found)
+
+
+# ------------------------------------------------------------------------------------------------------ mauve
+
+
+def _mauve(summary: pd.DataFrame, scorer: str | None, metric: str | None, replicates: Replicates) -> list[Drawing]:
+    groups: dict[tuple[Any, ...], list[tuple[CellRows, Row]]] = {}
+    for cell in cells_of(summary[summary["state"] == "done"]):
+        name = pick({m for m, _ in cell.rows}, "mauve")
+        for judge in cell.judges(name):
+            row = cell.of(name, judge)
+            if row is not None and (scorer is None or judge == scorer):
+                key = (row["task"], row["data_hash"], row["length"], row["prefix"], judge)
+                groups.setdefault(key, []).append((cell, row))
+    found = []
+    for (task, _, length, prefix, judge), members in groups.items():
+        bars = [(cell, row) for cell, row in members if cell.first["kind"] == "method" or not cell.is_real]
+        if not bars:
+            continue
+        bars.sort(key=lambda pair: pair[1]["value"])
+        figure, axes = new_figure(COLUMN_IN, 0.75 + 0.17 * len(bars))
+        look = looks(cell.first["label"] or cell.first["method"] for cell, _ in bars)
+        for y, (cell, row) in enumerate(bars):
+            style = look[cell.first["label"] or cell.first["method"]]
+            reference = cell.first["kind"] == "reference"
+            color = FAINT if reference else style["color"]
+            axes.plot(row["value"], y, marker="x" if reference else style["marker"], color=color, linestyle="none")
+            error_bars(axes, [y], [row], color, along="x")
+        axes.set_yticks(range(len(bars)), [_settings(cell) for cell, _ in bars])
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(f"MAUVE ({judge} features)")
+        axes.set_xlim(-0.02, 1.02)
+        rows = [row for _, row in members]
+        for cell, row in members:
+            if cell.is_real:
+                axes.axvspan(row["low"], row["high"], color=INK, alpha=0.12, linewidth=0)
+                axes.axvline(row["value"], color=INK, linewidth=0.8, linestyle=(0, (2, 2)))
+                axes.annotate(
+                    "real against real",
+                    (row["value"], len(bars) - 0.5),
+                    xytext=(-3, 0),
+                    textcoords="offset points",
+                    ha="right",
+                    va="top",
+                    fontsize=6,
+                )
+        axes.set_ylim(-0.6, len(bars) - 0.4)
+        _mark_partial(axes, summary)
+        finish(figure, {})
+        title = f"{task}, {length} tokens" + (f", prefix {prefix}" if prefix else "")
+        notes = [text for text in _caption(rows) if not text.startswith("n = ")]
+        counts = sorted({int(row["n"]) for row in rows if row["n"] is not None})
+        notes.append(
+            f"n = {', '.join(map(str, counts))} sequences on each side; bars: lowest and highest k-means seed."
+        )
+        found.append(Drawing(f"mauve-{judge}", f"{title}: MAUVE", figure, rows, [*notes, *_undone(summary)]))
+    if not found:
+        raise NothingToDraw("no MAUVE here: run with --metrics mauve, a scorer with features and --samples 128 or more")
+    return _numbered(found)
+
+
+def _settings(cell: CellRows) -> str:
+    first = cell.first
+    parts = [" ".join([first["label"] or first["method"], first["source"] or ""]).strip()]
+    parts += [f"{int(first['steps'])} steps"] if finite(first["steps"]) else []
+    parts += [f"temp. {first['temperature']:g}"] if finite(first["temperature"]) and first["temperature"] != 1 else []
+    parts += [f"top-p {first['top_p']:g}"] if finite(first["top_p"]) else []
+    return ", ".join(parts)
+
+
+KINDS: dict[str, Callable[[Any, str | None, str | None, Replicates], list[Drawing]]] = {
+    "frontier": _frontier,
+    "steps": _steps,
+    "cost": _cost,
+    "mauve": _mauve,
+}
