@@ -25,9 +25,12 @@ class CompassConfig(DiTConfig):
 
     Args:
         see_origin: condition on the state the candidate was proposed from.
+        changed_only: token energies count only where the candidate differs from that state: elsewhere bridge and
+            builder agree, and what a noisy token looks like says nothing about the candidate.
     """
 
     see_origin: bool = False
+    changed_only: bool = False
 
 
 class Compass(PretrainedNetwork):
@@ -58,7 +61,7 @@ class Compass(PretrainedNetwork):
         nn.init.zeros_(self.head.bias)
 
     @classmethod
-    def from_teacher(cls, teacher: DiT, blocks: int, see_origin: bool = False) -> Compass:
+    def from_teacher(cls, teacher: DiT, blocks: int, see_origin: bool = False, changed_only: bool = False) -> Compass:
         """A compass whose embedding, time map and first blocks are copies of the teacher's."""
         source = teacher.config
         if not 1 <= blocks <= source.blocks:
@@ -73,6 +76,7 @@ class Compass(PretrainedNetwork):
             condition=source.condition,
             time_scale=source.time_scale,
             see_origin=see_origin,
+            changed_only=changed_only,
         )
         compass = cls(config)
         compass.embedding.load_state_dict(teacher.embedding.state_dict())
@@ -87,18 +91,18 @@ class Compass(PretrainedNetwork):
         Args:
             tokens: (batch, length) int64 candidate states at `time`.
             time: (batch,) time of the state being judged.
-            origin: (batch, length) int64 state it was proposed from, if `see_origin`.
+            origin: (batch, length) int64 state it was proposed from, if `see_origin` or `changed_only`.
 
         Returns:
             (batch, length) fp32; the sequence energy is the mean over length.
         """
         condition = F.silu(self.time(time))
         x = self.embedding(tokens)
+        if origin is None and (self.config.see_origin or self.config.changed_only):
+            raise ValueError("this compass is conditioned on the origin state: origin is required")
         if self.merge is not None:
-            if origin is None:
-                raise ValueError("this compass is conditioned on the origin state: origin is required")
             x = self.merge(torch.cat([x, self.embedding(origin)], dim=-1))
         for block in self.blocks:
             x = block(x, condition, self.rotary)
-        energy: Tensor = self.head(self.norm(x)).squeeze(-1)
-        return energy.float()
+        energy: Tensor = self.head(self.norm(x)).squeeze(-1).float()
+        return energy * (tokens != origin) if self.config.changed_only else energy

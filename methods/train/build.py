@@ -28,6 +28,9 @@ from tsdfm_bench.methods.train.recipe import Recipe, Stage
 from tsdfm_bench.methods.train.shaping import ShapingChooser, ShapingConfig
 from tsdfm_bench.methods.train.shortcut import BlindChooser, ShortcutObjective
 
+COMPASS_SEES = ("see_origin", "changed_only")
+"""Options of a compass stage that belong to its network."""
+
 MakeObjective = Callable[[nn.Module], Objective]
 
 
@@ -93,13 +96,32 @@ def copy_weights(network: DiT, donor: DiT) -> None:
     network.load_state_dict(own)
 
 
+def forget_time(network: DiT, time: float) -> None:
+    """Make a network answer as it did at one time, whatever scalar it is given; training may undo it.
+
+    Needed where a network starts from one that was conditioned on another scalar (t against 0 or sigma). With the mask
+    source little is lost: the exact posterior does not depend on time.
+    """
+    inner, outer = network.time.mlp[0], network.time.mlp[-1]
+    assert isinstance(inner, nn.Linear)
+    assert isinstance(outer, nn.Linear)
+    with torch.no_grad():
+        wanted = network.time(torch.tensor([time]))[0]
+        inner.weight.zero_()
+        outer.bias += wanted - network.time(torch.tensor([time]))[0]
+
+
 def build_network(stage: Stage, recipe: Recipe, text: TrainingText, folder: Path) -> PretrainedNetwork:
     """The network of a stage before its first step; earlier stages are read from `folder`."""
     torch.manual_seed(recipe.training_of(stage).seed)
     settings = recipe.network
+    if stage.kind == "compass" and stage.start_from:
+        return Compass.from_pretrained(folder / stage.start_from)
     if stage.kind == "compass":
         teacher = DiT.from_pretrained(folder / stage.teacher)
-        return Compass.from_teacher(teacher, stage.blocks, bool(stage.options.get("see_origin", False)))
+        return Compass.from_teacher(
+            teacher, stage.blocks, **{key: bool(stage.options.get(key)) for key in COMPASS_SEES}
+        )
     if stage.kind == "ar":
         causal = CausalTransformer(
             CausalConfig(
@@ -132,13 +154,15 @@ def build_network(stage: Stage, recipe: Recipe, text: TrainingText, folder: Path
     donor = stage.start_from or stage.teacher
     if donor:
         copy_weights(network, DiT.from_pretrained(folder / donor))
+    if stage.forget_time is not None:
+        forget_time(network, stage.forget_time)
     return network
 
 
-def build_objective(stage: Stage, text: TrainingText, folder: Path, device: str) -> MakeObjective:
+def build_objective(stage: Stage, recipe: Recipe, text: TrainingText, folder: Path, device: str) -> MakeObjective:
     """How to make the stage's objective once the trainer has its EMA copy."""
     size, outputs = text.vocab_size, outputs_of(stage, text.vocab_size)
-    options: Mapping[str, Any] = {k: v for k, v in stage.options.items() if k != "see_origin"}
+    options: Mapping[str, Any] = {k: v for k, v in stage.options.items() if k not in COMPASS_SEES}
     try:
         if stage.kind == "ar":
             return lambda ema: ARObjective(size)
@@ -150,11 +174,15 @@ def build_objective(stage: Stage, text: TrainingText, folder: Path, device: str)
             return lambda ema: DFMObjective(size, outputs, **options)
         frozen = DiT.from_pretrained(folder / stage.teacher, device).requires_grad_(False)
         if stage.kind == "compass":
-            return lambda ema: CompassObjective(size, outputs, frozen, **options)
+            builder = (
+                DiT.from_pretrained(folder / stage.builder, device).requires_grad_(False) if stage.builder else frozen
+            )
+            aware = builder.config.step_aware
+            return lambda ema: CompassObjective(size, outputs, builder, aware, **options)
         if stage.kind == "fsdfm":
             return lambda ema: ShortcutObjective(size, outputs, ema, frozen, choose=BlindChooser(), **options)
         compass = Compass.from_pretrained(folder / stage.compass, device).requires_grad_(False)
-        chooser = ShapingChooser(ShapingConfig(**stage.shaping), compass)
+        chooser = ShapingChooser(ShapingConfig(**stage.shaping), compass, recipe.training_of(stage).steps)
         return lambda ema: ShortcutObjective(size, outputs, ema, frozen, choose=chooser, **options)
     except TypeError as error:
         raise UsageError(f"stage '{stage.name}': {error}") from error

@@ -85,7 +85,7 @@ def train_stage(
     trainer = Trainer(
         stage.name,
         build_network(stage, recipe, text, folder),
-        build_objective(stage, text, folder, device),
+        build_objective(stage, recipe, text, folder, device),
         text,
         recipe.training_of(stage),
         state,

@@ -35,6 +35,12 @@ class Draws:
         self.step = step
         self.batch = batch
 
+    def rows(self, rows: Tensor) -> Draws:
+        """The same streams, restricted to some rows (n,)."""
+        part = Draws.__new__(Draws)
+        part.streams, part.step, part.batch = self.streams.select(rows), self.step, rows.numel()
+        return part
+
     def uniform(self, site: str, size: int) -> Tensor:
         """(batch, size) fp64 uniforms."""
         return self.streams.uniform(site, self.step, size)

@@ -60,8 +60,11 @@ class Stage(_Strict):
         kind: what is trained.
         source: "mask" or "uniform"; empty for AR.
         start_from: name of an earlier stage whose weights it starts from.
+        forget_time: t of `start_from` at which the network starts for every value of its own conditioning scalar, where
+            that is not t (mdlm, sedd).
         teacher: name of the frozen DFM stage (compass, fsdfm, tsdfm).
         compass: name of the compass stage (tsdfm).
+        builder: name of a student stage whose jumps are a compass's negatives; default: the teacher's.
         blocks: of the compass, copied from the teacher.
         options: of the objective (loss_name, parameterisation, rule, h_law, small_h_target, path_weight, ...).
         shaping: of tsdfm, see `ShapingConfig`.
@@ -72,8 +75,10 @@ class Stage(_Strict):
     kind: Literal["ar", "mdlm", "sedd", "dfm", "compass", "fsdfm", "tsdfm"]
     source: Literal["mask", "uniform", ""] = ""
     start_from: str = ""
+    forget_time: float | None = Field(default=None, ge=0, le=1)
     teacher: str = ""
     compass: str = ""
+    builder: str = ""
     blocks: int = 0
     options: dict[str, Any] = {}
     shaping: dict[str, Any] = {}
@@ -82,7 +87,7 @@ class Stage(_Strict):
     @property
     def needs(self) -> list[str]:
         """Stages that must be finished first."""
-        return [name for name in (self.start_from, self.teacher, self.compass) if name]
+        return [name for name in (self.start_from, self.teacher, self.compass, self.builder) if name]
 
 
 class Recipe(_Strict):

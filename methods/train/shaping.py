@@ -5,7 +5,9 @@ time is at least tau, the candidate of lowest energy is taken:
 
     seq           C[argmin_k E(C_k, s)]
     token         mix_i = C[k_i]_i with k_i = argmin_k e_i(C_k, s); kept only if E(mix, s) <= min_k E(C_k, s)
-    seq_to_token  seq while s < t_sw, token after
+    seq_to_token  seq first, token after; `switch` says when: from the state's time s >= t_sw on ("time"), at every
+                  midpoint but the first of a chain ("midpoint_index"), or when t_sw of the training's steps are over
+                  ("curriculum")
 
 The paper's full text was not available; every choice is a named option with this project's default
 (K 4, tau 0.5 on the midpoint's time, argmin, seq_to_token). `random`, `argmax` and `shuffled` are controls: the
@@ -29,6 +31,7 @@ Energy = Callable[[Tensor, Tensor, Tensor], Tensor]
 POLICIES = ("seq", "token", "seq_to_token")
 RULES = ("argmin", "softmax", "argmax", "random", "shuffled")
 GATES = ("midpoint_time", "row_start_time")
+SWITCHES = ("time", "midpoint_index", "curriculum")
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class ShapingConfig:
         rule: selection rule.
         selection_temperature: T of the softmax rule.
         policy: "seq", "token" or "seq_to_token".
-        switch_time: t_sw of seq_to_token.
+        switch: what seq_to_token switches on, see above.
+        switch_time: t_sw of seq_to_token, a time or, with "curriculum", a fraction of the training.
         token_guard: keep a token-wise mixture only if its energy is no higher than the best candidate's.
     """
 
@@ -52,6 +56,7 @@ class ShapingConfig:
     rule: str = "argmin"
     selection_temperature: float = 1.0
     policy: str = "seq_to_token"
+    switch: str = "time"
     switch_time: float = 0.75
     token_guard: bool = True
 
@@ -66,6 +71,7 @@ class ShapingConfig:
             ("policy", self.policy, POLICIES),
             ("rule", self.rule, RULES),
             ("gate_on", self.gate_on, GATES),
+            ("switch", self.switch, SWITCHES),
         ):
             if value not in known:
                 raise UsageError(f"shaping: {name} '{value}' is not one of {', '.join(known)}")
@@ -77,11 +83,13 @@ class ShapingChooser:
     Args:
         config: options.
         energy: token energies of states; called once per midpoint on all gated candidates, once more for the guard.
+        steps: of the whole training, for the switch "curriculum".
     """
 
-    def __init__(self, config: ShapingConfig, energy: Energy) -> None:
+    def __init__(self, config: ShapingConfig, energy: Energy, steps: int = 1) -> None:
         self.config = config
         self.energy = energy
+        self.steps = steps
         self.candidates = config.candidates
         self.gated_rows = 0
         self.seen_rows = 0
@@ -110,12 +118,21 @@ class ShapingChooser:
         token_wise = {
             "seq": torch.zeros(rows, dtype=torch.bool, device=pool.device),
             "token": torch.ones(rows, dtype=torch.bool, device=pool.device),
-            "seq_to_token": time >= config.switch_time,
+            "seq_to_token": self._switched(time, index, draws),
         }[config.policy]
         if config.rule in ("argmin", "argmax", "shuffled") and token_wise.any():
             chosen = self._mix(pool, ranking, sequence, chosen, token_wise, time, source)
         result[gated] = chosen
         return result
+
+    def _switched(self, time: Tensor, index: int, draws: Draws) -> Tensor:
+        """Whether seq_to_token is token-wise by now, (rows,) bool."""
+        if self.config.switch == "time":
+            return time >= self.config.switch_time
+        over = (
+            index > 0 if self.config.switch == "midpoint_index" else draws.step >= self.config.switch_time * self.steps
+        )
+        return torch.full_like(time, over, dtype=torch.bool)
 
     def _ranking(self, energy: Tensor, gated: Tensor, draws: Draws, index: int) -> Tensor:
         """Token scores whose mean ranks candidates (lower wins) under the selection rule."""

@@ -23,6 +23,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from tsdfm_bench.errors import UsageError
 from tsdfm_bench.methods.train import losses
 from tsdfm_bench.methods.train.data import Draws
 from tsdfm_bench.methods.train.objectives import DFMObjective, StepResult, noise
@@ -30,6 +31,14 @@ from tsdfm_bench.methods.train.objectives import DFMObjective, StepResult, noise
 H_SMALL = 1 / 513
 GRID = 1024
 HALVINGS = 10
+OPTIONS = {
+    "rule": ("rk4", "heun"),
+    "h_law": ("uniform", "inverse_h"),
+    "small_h_target": ("kl_frozen_teacher", "path_loss"),
+    "path_weight": ("g", "gbar"),
+    "semi_teacher": ("ema", "live"),
+}
+"""Options of the objective and their values."""
 
 
 def log_survival_ratio(t: Tensor, h: Tensor) -> Tensor:
@@ -169,24 +178,31 @@ class ShortcutObjective:
 
     Args:
         vocab_size, outputs: V and Vn.
-        semi_teacher: EMA copy of the student (eval mode, no gradient), kept by the trainer.
+        ema: EMA copy of the student (eval mode, no gradient), kept by the trainer.
         frozen: the pre-trained DFM network.
         rule: "rk4" or "heun".
         h_law: "uniform" or "inverse_h".
         small_h_target: "path_loss" (generalised KL on data) or "kl_frozen_teacher".
+        semi_teacher: "ema", or "live": the student itself.
         path_weight: "g" (released code) or "gbar" (paper), the weight of the path loss.
         choose: blind or shaping.
     """
 
     vocab_size: int
     outputs: int
-    semi_teacher: nn.Module
+    ema: nn.Module
     frozen: nn.Module
     rule: str = "rk4"
     h_law: str = "inverse_h"
     small_h_target: str = "path_loss"
     path_weight: str = "g"
+    semi_teacher: str = "ema"
     choose: Chooser = BlindChooser()  # noqa: RUF009 - stateless
+
+    def __post_init__(self) -> None:
+        for name, known in OPTIONS.items():
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name} '{getattr(self, name)}' is not one of {', '.join(known)}")
 
     def loss(self, network: nn.Module, x_1: Tensor, draws: Draws) -> StepResult:
         """Mean over positions, then over rows; spec: KL for large steps, path loss or frozen teacher for small ones."""
@@ -198,14 +214,12 @@ class ShortcutObjective:
         shown: dict[str, float] = {}
         big, small = large.nonzero().squeeze(1), (~large).nonzero().squeeze(1)
         if big.numel():
-            part = Draws.__new__(Draws)  # the same streams, restricted to these rows
-            part.streams, part.step, part.batch = draws.streams.select(big), draws.step, big.numel()
             target = shortcut_target(
-                self.semi_teacher,
+                self.ema if self.semi_teacher == "ema" else network,
                 x_t[big],
                 t[big].float(),
                 h[big].float(),
-                part,
+                draws.rows(big),
                 self.vocab_size,
                 self.rule,
                 self.choose,
