@@ -1,0 +1,98 @@
+"""What jobs ask of Slurm: every key is submitit's, every mistake is one clear line."""
+
+from __future__ import annotations
+
+import pytest
+
+from tsdfm_bench.errors import UsageError
+from tsdfm_bench.launch.slurm_settings import RESERVED, known_keys, minutes, parse_option, slurm_settings
+
+
+def test_every_key_is_a_parameter_of_the_installed_submitit() -> None:
+    """And none of submitit's is forgotten: it may be set, is the launcher's own, or is obsolete."""
+    from submitit.slurm.slurm import _get_default_parameters
+
+    ours = {*known_keys(), *RESERVED} - {"extra"}
+    assert ours - {"additional_parameters"} <= set(_get_default_parameters())
+    assert set(_get_default_parameters()) - ours == {"additional_parameters", "num_gpus", "stderr_to_stdout"}
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("partition=main", {"partition": "main"}),
+        ("partition=main,time=1:30:00,gpus-per-node=1", {"partition": "main", "time": "1:30:00", "gpus_per_node": "1"}),
+        ("nodelist=a[1,3],b2, qos=high", {"nodelist": "a[1,3],b2", "qos": "high"}),
+        ("constraint=a100|h100", {"constraint": "a100|h100"}),
+    ],
+)
+def test_the_option(text: str, found: dict[str, str]) -> None:
+    """Commas separate pairs; inside a value they stay."""
+    assert parse_option(text) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90", 90),
+        (90, 90),
+        ("1:30", 2),
+        ("1:30:00", 90),
+        ("2-0", 2880),
+        ("1-12:30", 2190),
+        ("0:1", 1),
+        ("1-1:1:1", 1502),
+    ],
+)
+def test_time_limits(text: object, expected: int) -> None:
+    """Every form of sbatch's --time, rounded up to minutes."""
+    assert minutes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "soon", "0", "0:00", "1.5", "-3", True])
+def test_impossible_time_limits(text: object) -> None:
+    """They are errors before anything is submitted."""
+    with pytest.raises(UsageError, match="time"):
+        minutes(text)
+
+
+def test_overrides_by_method_and_scorer() -> None:
+    """A method's own parameters replace the common ones, for its jobs alone."""
+    settings = slurm_settings(
+        {
+            "partition": "gpu",
+            "time": 30,
+            "methods": {"ar": {"time": "2:00:00", "constraint": "a100"}},
+            "scorers": {"hf:gpt2": {"gpus-per-node": 2}},
+        }
+    )
+    assert settings.of("methods", "mdlm") == {"partition": "gpu", "time": 30}
+    assert settings.of("methods", "ar") == {"partition": "gpu", "time": 120, "constraint": "a100"}
+    assert settings.of("scorers", "hf:gpt2") == {"partition": "gpu", "time": 30, "gpus_per_node": 2}
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"partiton": "x"}, "did you mean 'partition'"),
+        ({"methods": {"ar": {"tim": 3}}}, "'methods.ar: tim'; did you mean 'time'"),
+        ({"dependency": "afterok:1"}, "launcher's own"),
+        ({"use_srun": "false"}, "signal"),
+        ({"gpus_per_node": "many"}, "not a whole number"),
+        ({"cpus_per_task": 0}, "at least 1"),
+        ({"poll": "0"}, "at least 0.1"),
+        ({"methods": "ar"}, "table of tables"),
+        ({"detach": "maybe"}, "true or false"),
+    ],
+)
+def test_mistakes(table: dict[str, object], said: str) -> None:
+    """Each names the key and what is possible."""
+    with pytest.raises(UsageError, match="slurm: ") as error:
+        slurm_settings(table)
+    assert said in str(error.value)
+
+
+def test_without_an_equals_sign() -> None:
+    """The message shows how it is written."""
+    with pytest.raises(UsageError, match=r"partition=main,time=30; 'main' is none"):
+        parse_option("main")

@@ -1,0 +1,73 @@
+"""A real Slurm cluster of one node on the loopback interface, for the tests marked `slurm`.
+
+It needs root and Debian's Slurm packages. `TSDFM_BENCH_SLURM=install`, which `.ci/run` sets, lets the fixture install
+them; otherwise only a machine that has them runs these tests. They are skipped, with the reason, where that fails.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+START, STOP = HERE / "start-local-slurm.sh", HERE / "stop-local-slurm.sh"
+CPUS = 8  # announced, not real: Slurm only counts them
+LARGEST_ARRAY = 7
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running cluster.
+
+    Args:
+        folder: where it lives.
+    """
+
+    folder: Path
+
+    def slurm(self, *command: str) -> str:
+        """The output of a Slurm command."""
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+    def states(self, name: str = "") -> dict[str, str]:
+        """Job (array element) id -> state of all jobs the controller remembers, by default of every name."""
+        asked = ["squeue", "--array", "--noheader", "--states=all", "--format=%i|%T"]
+        lines = self.slurm(*asked, *([f"--name={name}"] if name else [])).splitlines()
+        return dict(line.split("|") for line in lines)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """The cluster, with SLURM_CONF and PATH set for this process and its children."""
+    if os.geteuid() != 0:
+        pytest.skip("a Slurm cluster for tests is started by root only")
+    if shutil.which("munged", path=f"{os.environ['PATH']}:/usr/sbin") is None and not _may_install():
+        pytest.skip("no Slurm here: apt-get install munge slurmctld slurmd slurm-client, or TSDFM_BENCH_SLURM=install")
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # a short path: sockets lie in it
+    options = ["--cpus", str(CPUS), "--max-array", str(LARGEST_ARRAY)]
+    try:
+        start = [str(START), str(folder), *options, *([] if _may_install() else ["--no-install"])]
+        started = subprocess.run(start, capture_output=True, text=True, timeout=400)
+        if started.returncode:
+            said = (started.stderr or started.stdout).strip().splitlines()[-3:]
+            pytest.skip(f"no Slurm cluster could be started: {' / '.join(said)}")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SLURM_CONF", str(folder / "etc" / "slurm.conf"))
+            patch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+            for name in [name for name in os.environ if name.startswith(("SLURM_JOB", "SLURM_ARRAY", "SBATCH_"))]:
+                patch.delenv(name)
+            yield Cluster(folder)
+    finally:
+        subprocess.run([str(STOP), str(folder), "--wipe"], capture_output=True, timeout=120)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _may_install() -> bool:
+    return os.environ.get("TSDFM_BENCH_SLURM") == "install"
