@@ -311,6 +311,23 @@ def table(
     _leave(lambda: table_command(folder, "json" if json else format))
 
 
+@app.command()
+def verify(
+    folder: Folder = None,
+    claims: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--claims", metavar="FILE", help="Claims file in TOML (default: the TS-DFM paper's claims)."),
+    ] = None,
+    only: Annotated[Text, typer.Option("--only", metavar="LIST", help="Claims by id (default: all).")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a claim is contradicted.")] = False,
+    json: Json = False,
+) -> None:
+    """Say which claims of a paper these results reproduce, contradict or cannot tell."""
+    from tsdfm_bench.commands.verify import verify_command
+
+    _leave(lambda: verify_command(folder, claims, only, json, strict))
+
+
 Name = Annotated[Text, typer.Argument(help="Show everything about this one.", show_default=False)]
 
 
