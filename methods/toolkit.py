@@ -19,7 +19,7 @@ from tsdfm_bench.methods import core
 
 if TYPE_CHECKING:
     from tsdfm_bench.methods import AR, DFM, FSDFM, MDLM, SEDD, TSDFM
-    from tsdfm_bench.methods.builtin import Diffusion, Weighted, finished, one_of, parse_options, schedule_of
+    from tsdfm_bench.methods.builtin import Diffusion, Walker, Weighted, finished, one_of, parse_options, schedule_of
     from tsdfm_bench.methods.core import (
         CausalDenoiser,
         CausalNetworkDenoiser,
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
         sequence_logits,
     )
 
-_FRAME = ("Diffusion", "Weighted", "finished", "one_of", "parse_options", "schedule_of")
+_FRAME = ("Diffusion", "Walker", "Weighted", "finished", "one_of", "parse_options", "schedule_of")
 
 __all__ = [
     "AR",
@@ -89,6 +89,7 @@ __all__ = [
     "UniformSource",
     "UnigramSource",
     "Visit",
+    "Walker",
     "Weighted",
     "bernoulli_events",
     "every_step",

@@ -1,0 +1,172 @@
+"""DUO: diffusion over plain tokens with a uniform prior, sampled by its exact posterior, with a greedy tail.
+
+With a = kappa(t), b = kappa(t + h), r = a / b and the clean-token distribution p = p_theta(. | x_t), a position that
+holds i is drawn, independently of the others, from
+
+    q(y) = [ (b - a) p(y) + (1 - r)(1 - b) / V + 1[y = i] (a V p(i) + r - a) ] / Z,      Z = a V p(i) + 1 - a
+
+Any token may change at any time. The first two terms do not look at i: they are a re-draw, from p or from the uniform
+law, of total weight c = (b - a) + (1 - r)(1 - b). As Z >= 1 - a, a position is re-drawn with probability at most
+c / (1 - a), whatever the network says. So candidates are drawn with that probability before the network is called, a
+candidate is accepted with (1 - a) / Z, and takes its token from p with (b - a) / c, else from the uniform law: exactly
+q. Steps in which a sequence has no candidate need no call.
+
+The grid is t = linspace(0, 1 - 1e-5, N + 1). What follows it:
+
+    greedy       every position becomes the argmax of p, the paper's greedy tail (default)
+    ancestral    one more step with b = 1
+    none         nothing
+
+Temperature and nucleus act on p. The weights are DFM's for the uniform source: a clean-token denoiser of the same
+noising process with kappa(t) = t. The published network also has a pad token, which is sampled; this one has none.
+
+Reference: Sahoo et al., The Diffusion Duality, arXiv 2506.10892.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from tsdfm_bench.api import MethodInfo, SampleRequest
+from tsdfm_bench.methods.toolkit import (
+    DFM,
+    Denoiser,
+    Diffusion,
+    Grid,
+    Kernel,
+    NetworkDenoiser,
+    Polynomial,
+    Posterior,
+    Schedule,
+    State,
+    UniformSource,
+    Visit,
+    bernoulli_events,
+    one_of,
+    pieces,
+    plan,
+    run,
+    schedule_of,
+)
+
+TAILS = ("greedy", "ancestral", "none")
+NU_END = 1e-5
+
+
+class UniformPosteriorKernel(Kernel):
+    """One step of DUO, and its tail.
+
+    Args:
+        posterior: p, its schedule and draw policy.
+        tail: "greedy", "ancestral" or "none".
+    """
+
+    def __init__(self, posterior: Posterior, tail: str = "greedy") -> None:
+        self.posterior, self.tail = posterior, tail
+        self.vocab_size = posterior.denoiser.vocab_size
+
+    def weights(self, t: Tensor, t_next: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """a, b - a and (1 - r)(1 - b), fp64, of any shape."""
+        schedule = self.posterior.schedule
+        a, b = schedule.kappa(t), schedule.kappa(t_next)
+        return a, b - a, (1 - a / b) * schedule.noise(t_next)
+
+    def most_redrawn(self, t: Tensor, t_next: Tensor) -> Tensor:
+        """c / (1 - a), the probability of a re-draw if p(i) = 0."""
+        _, from_p, from_uniform = self.weights(t, t_next)
+        return ((from_p + from_uniform) / self.posterior.schedule.noise(t)).clamp(0.0, 1.0)
+
+    def visits(self, state: State, grid: Grid) -> Iterator[Visit]:
+        """Candidates of all steps, drawn first; in a greedy tail everything is one."""
+        start, end = grid.start, grid.end
+        if self.tail != "none":
+            start, end = torch.cat([start, end[-1:]]), torch.cat([end, end.new_ones(1)])
+        probability = self.most_redrawn(start, end)
+        if self.tail == "greedy":
+            probability[-1] = 1.0
+        events = bernoulli_events(state.streams, state.free, probability)
+        return plan(events, start, end, state.streams, ("accept", "kind", "token"))
+
+    def recorded_steps(self, state: State, grid: Grid) -> int:
+        """The grid's steps and the tail."""
+        return len(grid) + (self.tail != "none")
+
+    def step(self, state: State, visit: Visit) -> None:
+        """Re-draw the candidates that are accepted."""
+        rows, positions = visit.state_rows, visit.at_positions
+        logits = self.posterior.logits(state, visit)
+        z = state.tokens[rows, positions]
+        u_accept, u_kind, u_token = (visit.uniform(site, state.streams) for site in ("accept", "kind", "token"))
+        a, from_p, from_uniform = self.weights(visit.t[visit.at_rows], visit.t_next[visit.at_rows])
+        greedy = visit.last if self.tail == "greedy" else torch.zeros_like(visit.last)
+        for s in pieces(*logits.shape):
+            p = self.posterior.probabilities(logits[s])
+            own = p.gather(1, z[s, None])[:, 0]
+            accepted = u_accept[s] < (1 - a[s]) / (a[s] * self.vocab_size * own + 1 - a[s])
+            uniform = UniformSource(self.vocab_size).tokens(u_token[s])
+            drawn = self.posterior.policy.categorical(p, u_token[s])
+            token = torch.where(u_kind[s] < from_p[s] / (from_p[s] + from_uniform[s]), drawn, uniform)
+            token = torch.where(accepted, token, z[s])
+            state.write(rows[s], positions[s], torch.where(greedy[s], p.argmax(dim=-1), token))
+
+
+class DUO(Diffusion):
+    """Uniform-state diffusion.
+
+    Args:
+        denoiser: gives x0 logits, V outputs.
+        tail: "greedy", "ancestral" or "none".
+        schedule: kappa, default kappa(t) = t.
+        device: where sampling runs.
+    """
+
+    info = MethodInfo(
+        name="duo",
+        family="uniform diffusion",
+        sources=("uniform",),
+        citation="arXiv:2506.10892",
+        options={"tail": TAILS},
+    )
+    lender = DFM
+
+    def __init__(
+        self, denoiser: Denoiser, tail: str = "greedy", schedule: Schedule | None = None, device: str = "cpu"
+    ) -> None:
+        super().__init__(denoiser, UniformSource(denoiser.vocab_size), schedule or Polynomial(), device)
+        self.tail = one_of(self.info, "tail", tail)
+
+    @classmethod
+    def from_network(
+        cls,
+        network: nn.Module,
+        config: Mapping[str, Any],
+        source: str | None,
+        device: str,
+        options: Mapping[str, str],
+    ) -> Self:
+        """Around the network of a DFM checkpoint."""
+        geometry = config["network"]
+        denoiser = NetworkDenoiser(network, geometry["vocab_size"], geometry["outputs"], conditioning="t")
+        return cls(denoiser, schedule=schedule_of(config, Polynomial()), device=device, **options)
+
+    def refuse(self, request: SampleRequest) -> str | None:
+        """A reason not to serve the request, or None."""
+        if request.draw != "fp64":
+            return "duo chooses who moves before the network is asked, so it cannot repeat the published fp32 race"
+        return super().refuse(request)
+
+    def walk(self, state: State, request: SampleRequest) -> Tensor | None:
+        """The grid and its tail."""
+        assert request.steps is not None
+        posterior = Posterior.of(request, self.denoiser, self.schedule)
+        kernel = UniformPosteriorKernel(posterior, self.tail)
+        trace = run(kernel, state, Grid.masked(request.steps, NU_END), trace=request.trace)
+        posterior.policy.check()
+        return trace
+
+
+METHODS = {"duo": DUO}  # for `--plugin tsdfm_bench_duo.py`, without installing
