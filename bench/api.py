@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -153,6 +153,32 @@ class Identity:
     weights: str
 
 
+OracleForm = Literal["posterior", "score", "causal"]
+
+
+class OracleSource(Protocol):
+    """What a task with an exact law hands to `FromOracleHook.from_oracle` (see `ExactHook.oracle`)."""
+
+    def __call__(self, form: OracleForm, source: str | None) -> Any:
+        """An oracle denoiser; raises UsageError for a form or source it has not."""
+        ...
+
+
+class FromOracleHook(Protocol):
+    """Optional classmethod of a method that samples from any denoiser: it takes part in `--checkpoint oracle`."""
+
+    def from_oracle(self, oracle: OracleSource, params: Mapping[str, object], device: str) -> Method:
+        """The method around the task's exact predictions instead of a network.
+
+        Args:
+            oracle: oracle("posterior", source) gives clean-token logits and oracle("score", source) log scores, both
+                of the protocol `methods.core.Denoiser`; oracle("causal", None) gives next-token logits, a
+                `CausalDenoiser`. Forward calls are counted as those of a network.
+            params, device: as for `load`.
+        """
+        ...
+
+
 class IdentifyHook(Protocol):
     """Optional classmethod of a method. Without it the harness hashes the file or folder named by `checkpoint`."""
 
@@ -177,6 +203,8 @@ class TaskInfo:
         references: reference rows it offers: "real" first, then canaries.
         description: one line.
         citation: source and licence of the text.
+        law: "sha256:..." over the parameters of its exact law (see `ExactHook`), or "" if it has none.
+        scorers: the scorers a run asks if none are named; empty = the program's own default.
         api_version: version of this contract.
     """
 
@@ -188,6 +216,8 @@ class TaskInfo:
     references: tuple[str, ...]
     description: str = ""
     citation: str = ""
+    law: str = ""
+    scorers: tuple[str, ...] = ()
     api_version: int = API_VERSION
 
 
@@ -241,6 +271,42 @@ class TrainableHook(Protocol):
         ...
 
 
+class ExactLaw(Protocol):
+    """The law a synthetic task draws its sequences from, as metrics and the scorer `oracle` see it.
+
+    `name` and `vocab_size` (V) describe it; lengths are fixed, every sequence of a length belongs to one law.
+    """
+
+    name: str
+    vocab_size: int
+
+    def token_nll(self, tokens: np.ndarray) -> np.ndarray:
+        """-log p(x_i | x_1 .. x_{i-1}) in nats, (n, length) int -> (n, length) float64; inf where impossible."""
+        ...
+
+    def entropy_nats(self, length: int) -> float:
+        """Exact entropy of a sequence of this length, in nats; divided by the length, the rate a sampler can reach."""
+        ...
+
+    def ngrams(self, n: int, length: int) -> np.ndarray:
+        """Exact n-gram law, n = 1 or 2, averaged over the places of a sequence: (V,) * n float64."""
+        ...
+
+
+class ExactHook(Protocol):
+    """Optional attributes of a task with an exact law; `TaskInfo.law` is its hash.
+
+    Args:
+        law: scores text exactly.
+    """
+
+    law: ExactLaw
+
+    def oracle(self, form: OracleForm, source: str | None) -> Any:
+        """Exact predictions in place of a network, for `--checkpoint oracle`; see `FromOracleHook`."""
+        ...
+
+
 # ---------------------------------------------------------------------------------------------------- scorers
 
 
@@ -254,12 +320,12 @@ class ScorerInfo:
         revision: "sha256:..." of the weights, or a hub revision.
         unit: what one NLL belongs to: "token" or "character".
         dtype: arithmetic of the network, for example "float32".
-        window: longest context in units.
+        window: longest context in units; 0 = the whole text.
         stride: step of the sliding window in units.
         context: what is put before the first unit, for example "<|endoftext|>".
         parameters: number of parameters.
         licence: licence of the weights.
-        input: "text" (decoded and re-tokenised) or "ids".
+        input: "text" (decoded and re-tokenised) or "ids" (the task's own tokens, see `IdScorer`).
         features: what `ScoreBatch.features` are, for definitions; "" if there are none.
         api_version: version of this contract.
     """
@@ -318,6 +384,28 @@ class Scorer(Protocol):
         ...
 
 
+class IdScorer(Protocol):
+    """A judge of token ids: `ScorerInfo.input` is "ids"; everything else is as in `Scorer`."""
+
+    info: ScorerInfo
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The networks whose forward calls are counted."""
+        ...
+
+    def score(self, texts: Sequence[np.ndarray]) -> ScoreBatch:
+        """NLLs of n id sequences, each (length,) int64."""
+        ...
+
+
+class OfTaskHook(Protocol):
+    """Optional classmethod of a scorer that judges by the task's own law instead of by weights."""
+
+    def of_task(self, task: Task, params: Mapping[str, object], device: str) -> Scorer | IdScorer:
+        """Called in place of `load`; raises UsageError if the task has nothing to judge by. It must be cheap."""
+        ...
+
+
 # ---------------------------------------------------------------------------------------------------- metrics
 
 
@@ -336,6 +424,7 @@ class CellData:
         reference_other: a second, disjoint set of real text (the ceiling for distances between samples), or None.
         cost: measured cost of sampling (see `CostRecord`), or None for reference rows.
         seed: root seed, for metrics that need randomness of their own.
+        law: the exact law of the task's text, or None if it has none.
     """
 
     tokens: np.ndarray
@@ -348,6 +437,7 @@ class CellData:
     reference_other: CellData | None = None
     cost: CostRecord | None = None
     seed: int = 0
+    law: ExactLaw | None = None
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ Checkpoint = Annotated[
     typer.Option(
         "--checkpoint",
         metavar="FOLDER",
-        help="Weights: a folder, or the name of a shipped set (default: shipped).",
+        help="Weights: a folder, a shipped set, or oracle = exact predictions (default: shipped).",
         rich_help_panel=_WHAT,
     ),
 ]
@@ -123,7 +123,7 @@ Scorers = Annotated[
     typer.Option(
         "--scorers",
         metavar="LIST",
-        help="Judges, e.g. smollm2,hf:gpt2-large (default: char-rnn,smollm2).",
+        help="Judges, e.g. smollm2,hf:gpt2-large (default: the task's; for text char-rnn,smollm2).",
         rich_help_panel=_HOW,
     ),
 ]

@@ -122,9 +122,10 @@ class SweepConfig(BaseModel):
         samples: sequences per cell.
         batch_size: sequences per batch; None = chosen from the length (or what the run folder already has).
         length: tokens per sequence; None = the task's.
-        scorers, metrics: the judges and measures; metrics None = all that are installed.
+        scorers: the judges; None = those the task names, else `DEFAULT_SCORERS`.
+        metrics: the measures; None = all that are installed.
         conventions: conventions of generative perplexity to report; None = the metric's own choice.
-        checkpoint: weights for all methods; None = the shipped ones.
+        checkpoint: weights for all methods; None = the shipped ones; "oracle" = the task's exact predictions.
         prefix: pinned at the start of every sequence: a number of tokens of held-out text, or a text; None = nothing.
         infill: share of positions of held-out text that are pinned, at random; None = nothing.
         seed: root seed.
@@ -150,7 +151,7 @@ class SweepConfig(BaseModel):
     samples: Positive = DEFAULT_SAMPLES
     batch_size: Positive | None = None
     length: Positive | None = None
-    scorers: Specs = Field(default_factory=lambda: [Spec(name) for name in DEFAULT_SCORERS])
+    scorers: Specs | None = None
     metrics: Specs | None = None
     conventions: Names | None = None
     checkpoint: str | None = None

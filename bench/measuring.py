@@ -301,6 +301,7 @@ class Measurer:
             reference_other=None if self.other is None else self._reference(self.other),
             cost=self._cost(cell),
             seed=self.seed,
+            law=getattr(self.task, "law", None) if self.task.info.law else None,
         )
 
     def _reference(self, cell: Cell) -> CellData:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 PLAN_FORMAT = 1
 COMMON_SOURCES = ("mask", "uniform", "unigram")
 TOKENS_PER_BATCH = 4096
+ORACLE = "oracle"  # the checkpoint that means: the task's exact predictions instead of a network
 OTHER_HALF = "other half"  # a second, disjoint set of real text: what distances between samples are compared with
 
 
@@ -308,6 +309,8 @@ def _method_cells(
         )
         for source in missing
     ]
+    if checkpoint == ORACLE and (reason := _no_oracle(cls, task)):
+        return [], [Rejected(bare, "skipped", reason)], []
     cells: list[PlannedCell] = []
     problems: list[BenchError] = []
     for source in sources:
@@ -320,7 +323,7 @@ def _method_cells(
             "length": base["length"],
         }
         try:
-            identity = identify(cls, params)
+            identity = Identity(ORACLE, task.law) if checkpoint == ORACLE else identify(cls, params)
         except (Exception, SystemExit) as error:
             problem = error if isinstance(error, BenchError) else CheckpointError(f"{spec.name}: {one_line(error)}")
             problems.append(problem)
@@ -350,6 +353,22 @@ def _check_options(name: str, options: Mapping[str, str], info: MethodInfo) -> N
         allowed = info.options[option]
         if isinstance(allowed, tuple) and value not in allowed:
             raise unknown_name(f"{option} of method {name}", value, allowed)
+
+
+def _no_oracle(cls: Any, task: TaskInfo) -> str | None:
+    """Why the task's exact predictions cannot stand in for a method's network, or None.
+
+    Raises:
+        UsageError: the task has none.
+    """
+    if not task.law:
+        raise UsageError(
+            f"task '{task.name}' has no exact law, so there is no oracle for it; tasks with one: markov, hmm, grammar, "
+            f"product. (A folder of that name is meant? Type ./{ORACLE}.)"
+        )
+    if not hasattr(cls, "from_oracle"):
+        return f"{cls.info.name} cannot take the task's exact predictions in place of a network (it has no from_oracle)"
+    return None
 
 
 def _wrong_vocabulary(info: MethodInfo, task: TaskInfo) -> str | None:

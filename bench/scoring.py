@@ -1,9 +1,10 @@
 """Scoring: token NLLs of every cell by every scorer, stored once.
 
-A scorer reads texts, so each cell's tokens are decoded by the task. Texts are scored in the batches they were sampled
-in, so that a scorer sees the same texts together however the work was split. Scores are valid for one scorer revision,
-dtype and windowing: their identity is stored with them, and other scores are made again. A scorer whose files cannot be
-obtained is left out, with the reason, and the run goes on; a scorer is only loaded if it has something to do.
+A scorer reads texts, so each cell's tokens are decoded by the task; one whose input is "ids" gets the tokens.
+Texts are scored in the batches they were sampled in, so that a scorer sees the same texts together however the work was
+split. Scores are valid for one scorer revision, dtype and windowing: their identity is stored with them, and other
+scores are made again. A scorer whose files cannot be obtained is left out, with the reason, and the run goes on; a
+scorer is only loaded if it has something to do.
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ def introduce(judges: Sequence[Judge], cells: Sequence[Cell], job: Job) -> None:
         params = judge.spec.params()
         with _blamed(judge):
             cls = job.registry.load("scorers", judge.spec.name)
-            if hasattr(cls, "describe"):
+            if hasattr(cls, "of_task"):
+                judge.info = cls.of_task(job.task, params, job.device).info
+            elif hasattr(cls, "describe"):
                 judge.info = cls.describe(params)
             elif isinstance(getattr(cls, "info", None), ScorerInfo):
                 judge.info = cls.info
@@ -230,7 +233,9 @@ def _recall(judge: Judge, cells: Sequence[Cell], folder: RunFolder) -> None:
 def _load(judge: Judge, job: Job) -> Scorer | None:
     """The ready scorer, or None with the reason in the judge."""
     with _blamed(judge):
-        scorer: Scorer = job.registry.load("scorers", judge.spec.name).load(judge.spec.params(), job.device)
+        cls, params = job.registry.load("scorers", judge.spec.name), judge.spec.params()
+        of_task = hasattr(cls, "of_task")
+        scorer: Scorer = cls.of_task(job.task, params, job.device) if of_task else cls.load(params, job.device)
         check_info(job.registry.entry("scorers", judge.spec.name), scorer.info)
         return scorer
     return None
@@ -244,9 +249,7 @@ def _score_cell(cell: Cell, judge: Judge, scorer: Scorer, job: Job, done: int, p
     saved_at = time.monotonic()
     for batch in range(done, job.batches):
         samples = read_samples(job.folder.samples_path(cell.id, batch))
-        texts = job.task.decode(samples.tokens, samples.lengths)
-        if len(texts) != job.batch_size:
-            raise PluginError(f"the task decoded {job.batch_size} sequences into {len(texts)} texts")
+        texts = _inputs(scorer.info, job, samples)
         for first in range(0, job.batch_size, chunk):
             some = texts[first : first + chunk]
             parts.append(check_scores(scorer.score(some), len(some)))
@@ -255,6 +258,17 @@ def _score_cell(cell: Cell, judge: Judge, scorer: Scorer, job: Job, done: int, p
             parts = [_join(parts)]
             _save(job.folder, judge, cell, parts[0], scorer.info)
             saved_at = time.monotonic()
+
+
+def _inputs(info: ScorerInfo, job: Job, samples: Samples) -> Sequence[Any]:
+    """What a scorer is given of a batch: texts, or token ids (n int64 each)."""
+    if info.input == "ids":
+        pairs = zip(samples.tokens, samples.lengths, strict=True)
+        return [np.asarray(row[:length], dtype=np.int64) for row, length in pairs]
+    texts = job.task.decode(samples.tokens, samples.lengths)
+    if len(texts) != job.batch_size:
+        raise PluginError(f"the task decoded {job.batch_size} sequences into {len(texts)} texts")
+    return texts
 
 
 def _save(folder: RunFolder, judge: Judge, cell: Cell, scores: ScoreBatch, info: ScorerInfo) -> None:

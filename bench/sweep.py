@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tsdfm_bench import provenance
+from tsdfm_bench.config import DEFAULT_SCORERS
 from tsdfm_bench.errors import BenchError, PluginError, UsageError
-from tsdfm_bench.plan import PLAN_FORMAT, Cell, Plan, PlannedCell, make_plan
+from tsdfm_bench.plan import ORACLE, PLAN_FORMAT, Cell, Plan, PlannedCell, make_plan
 from tsdfm_bench.registry import Registry, check_info, one_line
 from tsdfm_bench.results.store import PlanConflict, RunFolder
 from tsdfm_bench.spec import Spec
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
 
 # What of plan.json may change while the folder stays the same one.
 EXTENDABLE = ("format", "samples", "scorers", "metrics", "cells", "not_run", "settings")
+
+ORACLE_NOTE = (
+    "Checkpoint oracle: the exact posterior of the task's law stands in for the network, so what is left of an error "
+    "is the sampler's own. It knows no step size: with it fsdfm and tsdfm are dfm with the cumulative law."
+)
 
 _OPTIONS = {"top_p": "--top-p", "top_p_rule": "--top-p-rule"}
 
@@ -101,11 +107,14 @@ def prepare(config: SweepConfig) -> Sweep:
     registry = Registry(config.plugins)
     for spec in metric_specs(config, registry):
         registry.entry("metrics", spec.name)
-    judges = find_judges(config.scorers, registry)
+    judges = find_judges(config.scorers or [], registry)
     for spec in config.methods:
         with suppress(PluginError):  # that is a row of the table
             registry.entry("methods", spec.name)
     task = load_task(config.task, registry)
+    if config.scorers is None:
+        config = config.model_copy(update={"scorers": [Spec(name) for name in task.info.scorers or DEFAULT_SCORERS]})
+        judges = find_judges(config.scorers or [], registry)
     check_pinning(pinning(config), config.length or task.info.length, task)
     plan = make_plan(config, registry, task.info)
     folder = RunFolder(plan.folder)
@@ -131,7 +140,7 @@ def plan_json(sweep: Sweep) -> dict[str, Any]:
         "format": PLAN_FORMAT,
         "request": {**plan.request(), "batch_size": plan.batch_size},
         "samples": config.samples,
-        "scorers": [str(spec) for spec in config.scorers],
+        "scorers": [str(spec) for spec in config.scorers or []],
         "metrics": [str(spec) for spec in metric_specs(config, sweep.registry)],
         "cells": [{**_about(planned.cell), "checkpoint": planned.checkpoint} for planned in plan.cells],
         "not_run": [{**_about(row.cell), "state": row.state, "reason": row.reason} for row in plan.rejected],
@@ -237,6 +246,8 @@ def run(sweep: Sweep, reporter: Reporter) -> Result:
             reasons = measured[planned.cell.id].failures.values()
             outcome.broken += [f"{planned.cell.describe()}: {reason}" for reason in reasons]
     _judge_notes(sweep.judges, {planned.cell.id: planned.cell.describe() for planned in complete}, outcome)
+    if any(planned.checkpoint == ORACLE for planned in complete):
+        outcome.notes.append(ORACLE_NOTE)
     for rejected in plan.rejected:
         if rejected.state == "failed":
             outcome.failed[rejected.cell.id] = rejected.reason

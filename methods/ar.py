@@ -19,9 +19,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from tsdfm_bench.api import MethodInfo, SampleBatch, SampleRequest
+from tsdfm_bench.api import MethodInfo, OracleSource, SampleBatch, SampleRequest
 from tsdfm_bench.errors import UsageError
-from tsdfm_bench.methods.builtin import Weighted, finished
+from tsdfm_bench.methods.builtin import Weighted, finished, parse_options
 from tsdfm_bench.methods.core.denoiser import CausalDenoiser, CausalNetworkDenoiser
 from tsdfm_bench.methods.core.draw import DrawPolicy
 from tsdfm_bench.methods.core.request import refusal
@@ -56,6 +56,12 @@ class AR(Weighted):
         """Around a causal transformer; its configuration names the id that stands before the first token."""
         geometry = config["network"]
         return cls(CausalNetworkDenoiser(network, geometry["vocab_size"], int(geometry.get("bos_id", 0))), device)
+
+    @classmethod
+    def from_oracle(cls, oracle: OracleSource, params: Mapping[str, object], device: str) -> Self:
+        """The sampler around a task's exact next-token law; see `tsdfm_bench.api.FromOracleHook`."""
+        parse_options(cls.info, params)
+        return cls(oracle("causal", None), device)
 
     def networks(self) -> Mapping[str, nn.Module]:
         """The networks whose calls are counted."""

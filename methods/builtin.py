@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from tsdfm_bench.api import Identity, MethodInfo, SampleBatch, SampleRequest
+from tsdfm_bench.api import Identity, MethodInfo, OracleForm, OracleSource, SampleBatch, SampleRequest
 from tsdfm_bench.errors import CheckpointError, UsageError, unknown_name
 from tsdfm_bench.methods import checkpoints
 from tsdfm_bench.methods.core.denoiser import Denoiser
@@ -134,6 +134,8 @@ class Diffusion(Weighted):
         device: where sampling runs.
     """
 
+    oracle_form: ClassVar[OracleForm] = "posterior"  # which exact predictions `from_oracle` asks for
+
     def __init__(self, denoiser: Denoiser, source: Source | str, schedule: Schedule, device: str) -> None:
         self.denoiser = denoiser
         self.source = make_source(source, denoiser.vocab_size) if isinstance(source, str) else source
@@ -144,6 +146,15 @@ class Diffusion(Weighted):
             )
         self.schedule = schedule
         self.device = device
+
+    @classmethod
+    def from_oracle(cls, oracle: OracleSource, params: Mapping[str, object], device: str) -> Self:
+        """The sampler around a task's exact predictions; see `tsdfm_bench.api.FromOracleHook`."""
+        options: dict[str, Any] = dict(parse_options(cls.info, params))
+        source = str(params.get("source") or cls.info.sources[0])
+        if len(cls.info.sources) > 1:
+            options["source"] = source
+        return cls(oracle(cls.oracle_form, source), device=device, **options)
 
     def networks(self) -> Mapping[str, nn.Module]:
         """The networks whose calls are counted."""

@@ -160,6 +160,7 @@ class SEDD(Diffusion):
         citation="arXiv:2310.16834",
         options={"sampler": SAMPLERS},
     )
+    oracle_form = "score"
 
     def __init__(
         self,

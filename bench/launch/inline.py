@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from tsdfm_bench.api import Method, SampleRequest
 from tsdfm_bench.conditioning import pinned_tokens, reference_batch
@@ -26,10 +26,12 @@ from tsdfm_bench.contract import check_batch
 from tsdfm_bench.errors import BenchError, PluginError
 from tsdfm_bench.job import Job
 from tsdfm_bench.meter import BatchCost, Meter
+from tsdfm_bench.plan import ORACLE
 from tsdfm_bench.results.store import CorruptFile, RunFolder, StoreError, read_json, write_json, write_samples
 from tsdfm_bench.summary import MEMORY_HINT
 
 if TYPE_CHECKING:
+    from tsdfm_bench.api import ExactHook
     from tsdfm_bench.console import Phase, Reporter
     from tsdfm_bench.plan import Cell, PlannedCell
 
@@ -90,7 +92,7 @@ def _run_group(job: Job, group: list[tuple[PlannedCell, list[int]]], phase: Phas
     first = group[0][0]
     phase.doing(f"loading {first.cell.method}")
     try:
-        method: Method = job.registry.load("methods", first.cell.method).load(dict(first.params), job.device)
+        method = _load(job, first)
         meter = Meter(method.networks(), job.device)
     except (Exception, SystemExit) as error:
         for planned, missing in group:
@@ -103,6 +105,17 @@ def _run_group(job: Job, group: list[tuple[PlannedCell, list[int]]], phase: Phas
     phase.begin()
     for planned, missing in group:
         _attempt(job, planned.cell, missing, phase, partial(_method, method=method, meter=meter))
+
+
+def _load(job: Job, planned: PlannedCell) -> Method:
+    """The method of a cell, around its weights or around the task's exact predictions."""
+    cls = job.registry.load("methods", planned.cell.method)
+    params = dict(planned.params)
+    if params.get("checkpoint") == ORACLE:
+        made: Method = cls.from_oracle(cast("ExactHook", job.task).oracle, params, job.device)
+        return made
+    loaded: Method = cls.load(params, job.device)
+    return loaded
 
 
 def _free(device: str) -> None:

@@ -1,0 +1,130 @@
+"""Measures against an exact law: what generated text costs under the true law, and how its n-grams differ from it.
+
+* excess NLL: mean of -log p(x) / length under the true law minus the exact entropy of the law per token. 0 for exact
+  draws; above 0 a sampler writes what the law finds unlikely. It may fall below 0 (low temperature: likely text that
+  is too uniform), so n-gram distances stand beside it.
+* tv_n: total variation between the n-gram frequencies of the rows and the exact n-gram law, n = 1, 2;
+  kl_n: the Kullback-Leibler divergence of the same. Both are biased upwards by the finite number of n-grams counted;
+  the row of exact draws, measured in the same way, is the floor.
+* valid: share of sequences that are possible under the law. The others have an infinite NLL and are left out of the
+  excess.
+
+They apply to tasks with an exact law only (`CellData.law`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+
+from tsdfm_bench.api import CellData, ExactLaw, Measurement, MetricInfo
+from tsdfm_bench.tasks.metrics.entropy import mean
+from tsdfm_bench.tasks.options import read_options
+
+ORDERS = (1, 2)
+
+
+def excess(nll: np.ndarray, tokens: np.ndarray, entropy: np.ndarray) -> np.ndarray:
+    """(sum of NLL - sum of entropies) / tokens, over (..., n) columns; nan if no sequence counts."""
+    size = tokens.sum(-1)
+    return np.where(size > 0, (nll - entropy).sum(-1) / np.maximum(size, 1), np.nan)
+
+
+def ngram_frequencies(tokens: np.ndarray, lengths: np.ndarray, n: int, vocab_size: int) -> tuple[np.ndarray, int]:
+    """Pooled n-gram frequencies of the rows, (V,) * n, and how many n-grams they come from."""
+    parts = []
+    for row, length in zip(tokens, lengths, strict=True):
+        ids = np.asarray(row[:length], dtype=np.int64)
+        if length >= n:
+            parts.append(sum(ids[k : len(ids) - n + 1 + k] * vocab_size ** (n - 1 - k) for k in range(n)))
+    codes = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+    counts = np.bincount(codes, minlength=vocab_size**n).reshape((vocab_size,) * n)
+    return counts / max(1, len(codes)), len(codes)
+
+
+def total_variation(p: np.ndarray, q: np.ndarray) -> float:
+    """Half the L1 distance."""
+    return float(0.5 * np.abs(p - q).sum())
+
+
+def divergence(p: np.ndarray, q: np.ndarray) -> float:
+    """KL(p || q) in nats; inf where p has mass that q has not."""
+    some = p > 0
+    if np.any(q[some] <= 0):
+        return float("inf")
+    return float(np.sum(p[some] * np.log(p[some] / q[some])))
+
+
+class Exact:
+    """The metric `exact`: `excess_nll`, `tv_1`, `tv_2`, `kl_1`, `kl_2` and `valid`."""
+
+    info: ClassVar[MetricInfo] = MetricInfo(
+        name="exact",
+        description="distance from a synthetic task's exact law: excess NLL, n-gram distances, valid share",
+    )
+
+    @classmethod
+    def load(cls, params: Mapping[str, object]) -> Exact:
+        """Make the metric; it has no options."""
+        read_options("metric 'exact'", params, {})
+        return cls()
+
+    def compute(self, cell: CellData) -> list[Measurement]:
+        """Six measurements, or none if the task has no exact law."""
+        return [] if cell.law is None else [*_nll(cell, cell.law), *_ngrams(cell, cell.law)]
+
+
+def _nll(cell: CellData, law: ExactLaw) -> list[Measurement]:
+    lengths = np.asarray(cell.lengths, dtype=np.int64)
+    nll, valid = np.zeros(len(lengths)), np.ones(len(lengths), dtype=bool)
+    entropy = np.zeros(len(lengths))
+    for length in np.unique(lengths[lengths > 0]):
+        rows = np.flatnonzero(lengths == length)
+        total = law.token_nll(cell.tokens[rows, :length]).sum(axis=1)
+        valid[rows] = np.isfinite(total)
+        nll[rows] = np.where(valid[rows], total, 0.0)
+        entropy[rows] = law.entropy_nats(int(length))
+    counted = valid & (lengths > 0)
+    usual = int(lengths.max(initial=1))
+    rate = law.entropy_nats(usual) / usual
+    found = [
+        Measurement(
+            metric="excess_nll",
+            unit="nats",
+            definition=f"mean of -log p per token under the exact law of task {law.name}, minus its entropy of "
+            f"{rate:.4f} nats per token at length {usual}; impossible sequences left out; interval over sequences",
+            columns=(nll * counted, lengths * counted, entropy * counted),
+            statistic=excess,
+            better="lower",
+            n=int(counted.sum()) or None,
+        ),
+        Measurement(
+            metric="valid",
+            unit="1",
+            definition=f"share of sequences possible under the law of task {law.name}; interval over sequences",
+            columns=(valid.astype(np.float64),),
+            statistic=mean,
+            better="higher",
+        ),
+    ]
+    return found
+
+
+def _ngrams(cell: CellData, law: ExactLaw) -> list[Measurement]:
+    found = []
+    length = int(cell.lengths.max(initial=0))
+    for n in ORDERS:
+        if length < n:
+            continue
+        p, count = ngram_frequencies(cell.tokens, cell.lengths, n, cell.vocab_size)
+        q = law.ngrams(n, length)
+        text = f"the frequencies of {count} {n}-grams and their exact law; the row of exact draws is the floor"
+        tv = f"total variation between {text}"
+        kl = f"Kullback-Leibler divergence of the frequencies from the law, nats: {text}"
+        found += [
+            Measurement(f"tv_{n}", "1", tv, value=total_variation(p, q), better="lower"),
+            Measurement(f"kl_{n}", "nats", kl, value=divergence(p, q), better="lower"),
+        ]
+    return found
