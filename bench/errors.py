@@ -57,3 +57,34 @@ def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> 
     if hint:
         message += f" {hint}"
     return UsageError(message)
+
+
+def hub_reason(error: BaseException, name: str, revision: str | None = None) -> str:
+    """Why a model or data hub did not deliver, and what to do about it, in one line.
+
+    Args:
+        error: any exception of the hub's client; told apart by the names of its classes, so that nothing is imported.
+        name: what was asked for, "owner/name".
+        revision: the revision asked for, or None.
+    """
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    text = str(error).strip().splitlines()
+    line = (text[0] if text else type(error).__name__)[:300]
+    if "GatedRepoError" in kinds:
+        return (
+            f"{name} is gated: accept its licence on its page with your account, then log in here (hf auth login, or "
+            "HF_TOKEN=...)"
+        )
+    if kinds & {"DisabledRepoError"}:
+        return f"{name} was disabled by its hub"
+    if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"}:
+        return f"there is no {name}, or it is private: check the name, or log in (hf auth login)"
+    if "RevisionNotFoundError" in kinds:
+        return f"{name} has no revision '{revision}': check the branch, tag or commit"
+    if "HFValidationError" in kinds:
+        return f"'{name}' cannot be the name of a repository: write OWNER/NAME"
+    if kinds & {"OfflineModeIsEnabled"}:
+        return "HF_HUB_OFFLINE is set"
+    if "LocalEntryNotFoundError" in kinds:
+        return "not there, or incomplete"
+    return line

@@ -5,7 +5,8 @@ A checkpoint is a folder with `config.json` and `model.safetensors`. It can be n
     nothing, or a set of shipped weights ("sotu")     methods/weights/<set>/<method>[-<source>]
     a folder with these two files                      that folder
     a folder of such folders (a training run)          its subfolder <method>[-<source>]
-    a path to a .safetensors file                      the folder it lies in
+    a path to its model.safetensors                    the folder it lies in
+    hf:OWNER/NAME, or a file or folder of other names  weights that the methods' authors published (`methods.public`)
 
 Finding and hashing need no torch; `load_network` imports it, and the network classes, when it is called.
 """
@@ -13,7 +14,6 @@ Finding and hashing need no torch; `load_network` imports it, and the network cl
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,13 +24,15 @@ from typing import TYPE_CHECKING, Any
 
 from tsdfm_bench.api import Identity
 from tsdfm_bench.errors import CheckpointError, UsageError, nearest
+from tsdfm_bench.methods.nets.folder import CONFIG_FILE, WEIGHTS_FILE
+from tsdfm_bench.methods.nets.folder import read_config as read_folder
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from tsdfm_bench.methods.public.files import PublicFiles
+
 WEIGHTS_ROOT = Path(__file__).parent / "weights"
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 ARCHITECTURES = {
     "dit": ("tsdfm_bench.methods.nets.dit", "DiT"),
     "causal": ("tsdfm_bench.methods.nets.causal", "CausalTransformer"),
@@ -46,12 +48,14 @@ class Checkpoint:
         folder: holds config.json and model.safetensors.
         name: readable, "sotu/mdlm" for shipped weights, else the path as typed.
         method, source: what it must be weights of; source None for methods without one.
+        public: published weights of another layout, or None; they are read by `methods.public`.
     """
 
     folder: Path
     name: str
     method: str
     source: str | None
+    public: PublicFiles | None = None
 
 
 def weights_name(method: str, source: str | None, sources: tuple[str, ...]) -> str:
@@ -79,6 +83,7 @@ def find(
     checkpoint: str | None,
     task: str | None,
     root: Path | None = None,
+    trust_pickle: bool = False,
 ) -> Checkpoint:
     """The folder a request for weights means.
 
@@ -89,6 +94,7 @@ def find(
         checkpoint: what the user typed, or None for the task's shipped weights.
         task: name of the task.
         root: where shipped sets lie; None = the package's own.
+        trust_pickle: the user allows published weights to be pickles.
 
     Raises:
         UsageError: a name that cannot be a name.
@@ -99,6 +105,8 @@ def find(
         return _from_set(task or "sotu", name, method, source, root or WEIGHTS_ROOT, asked=None)
     if not checkpoint.strip() or "\0" in checkpoint:
         raise UsageError("an empty checkpoint name; leave --checkpoint out for the shipped weights")
+    if checkpoint.startswith("hf:") or _is_public(checkpoint):
+        return _find_public(checkpoint, method, source, trust_pickle)
     path = Path(checkpoint).expanduser()
     if _is_set_name(checkpoint) and not path.exists():
         return _from_set(checkpoint, name, method, source, root or WEIGHTS_ROOT, asked=checkpoint)
@@ -107,14 +115,39 @@ def find(
     return Checkpoint(_folder_of(path, name, method), str(checkpoint), method, source)
 
 
+def _is_public(checkpoint: str) -> bool:
+    from tsdfm_bench.methods.public import files
+
+    return files.is_public(Path(files.split_choice(checkpoint)[0]).expanduser())
+
+
+def _find_public(checkpoint: str, method: str, source: str | None, trust_pickle: bool) -> Checkpoint:
+    from tsdfm_bench.methods.public import files
+
+    typed, choice = files.split_choice(checkpoint)
+    if typed.startswith("hf:"):
+        found = files.from_hub(typed, choice, method, trust_pickle)
+    else:
+        found = files.local(Path(typed).expanduser(), choice, method, trust_pickle)
+    name = f"{found.name}#{choice}" if choice else found.name
+    return Checkpoint(found.weights[0].parent, name, method, source, found)
+
+
 def identify(checkpoint: Checkpoint) -> Identity:
-    """Name and sha256 of a checkpoint's two files; the hash of a file is remembered until the file changes."""
+    """Name and sha256 of a checkpoint's files; the hash of a file is remembered until the file changes.
+
+    Published weights: the files' hashes, and which network of them is taken.
+    """
     digest = hashlib.sha256()
-    for file in (CONFIG_FILE, WEIGHTS_FILE):
-        path = checkpoint.folder / file
+    public = checkpoint.public
+    paths = [checkpoint.folder / CONFIG_FILE, checkpoint.folder / WEIGHTS_FILE]
+    if public is not None:
+        digest.update(f"public {public.choice}\n".encode())
+        paths = [*([public.config] if public.config else []), *public.weights]
+    for path in paths:
         try:
             stat = path.stat()
-            digest.update(f"{file} {_file_hash(str(path), stat.st_mtime_ns, stat.st_size)}\n".encode())
+            digest.update(f"{path.name} {_file_hash(str(path), stat.st_mtime_ns, stat.st_size)}\n".encode())
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     return Identity(checkpoint.name, f"sha256:{digest.hexdigest()}")
@@ -130,15 +163,12 @@ def read_config(checkpoint: Checkpoint, vocab_size: int | None = None) -> dict[s
     Raises:
         CheckpointError: damaged, of another method or source, or for another vocabulary.
     """
+    if checkpoint.public is not None:
+        from tsdfm_bench.methods.public import loader
+
+        return loader.read(checkpoint.public, checkpoint.method, checkpoint.source, vocab_size)[0]
     path = checkpoint.folder / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); restore the checkpoint or train it again") from error
-    if not isinstance(config, dict) or not isinstance(config.get("network"), Mapping):
-        raise CheckpointError(f"{path} does not describe a network: the key 'network' is missing")
+    config = read_folder(checkpoint.folder)
     if config.get("architecture") not in ARCHITECTURES:
         raise CheckpointError(
             f"{path}: unknown architecture '{config.get('architecture')}'; known: {', '.join(ARCHITECTURES)}"
@@ -162,6 +192,10 @@ def load_network(
     Raises:
         CheckpointError: as `read_config`, or tensors that are missing, damaged or do not fit.
     """
+    if checkpoint.public is not None:
+        from tsdfm_bench.methods.public import loader
+
+        return loader.load(checkpoint.public, checkpoint.method, checkpoint.source, vocab_size, device)
     config = read_config(checkpoint, vocab_size)
     module, name = ARCHITECTURES[config["architecture"]]
     network: nn.Module = getattr(import_module(module), name).from_pretrained(checkpoint.folder, device)
@@ -207,7 +241,7 @@ def _folder_of(path: Path, name: str, method: str) -> Path:
         )
     if path.is_file():
         if path.suffix != ".safetensors":
-            raise CheckpointError(f"{path} is not a .safetensors file; pickled weights are not read")
+            raise CheckpointError(f"{path} is not a weight file: .safetensors, or published .bin, .pt, .pth, .ckpt")
         if path.name != WEIGHTS_FILE:
             raise CheckpointError(
                 f"{path}: the weight file must be called {WEIGHTS_FILE}, with its {CONFIG_FILE} beside it"

@@ -107,12 +107,16 @@ def test_errors_say_what_exists_and_what_to_type(root, tmp_path):
         checkpoints.find("tsdfm", "mask", BOTH, str(root / "tiny"), None)
     pickled = tmp_path / "model.pt"
     pickled.write_bytes(b"x")
-    with pytest.raises(CheckpointError, match="pickled weights are not read"):
-        checkpoints.find("dfm", "mask", BOTH, str(pickled), None)
+    with pytest.raises(CheckpointError, match=r"model\.pt is a pickle.*--trust-pickle"):
+        checkpoints.load_network(checkpoints.find("dfm", "mask", BOTH, str(pickled), None), "cpu")
     other = tmp_path / "other.safetensors"
     other.write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=r"must be called model\.safetensors"):
-        checkpoints.find("dfm", "mask", BOTH, str(other), None)
+    with pytest.raises(CheckpointError, match=r"other\.safetensors is truncated or damaged"):
+        checkpoints.load_network(checkpoints.find("dfm", "mask", BOTH, str(other), None), "cpu")
+    text = tmp_path / "model.txt"
+    text.write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"model\.txt is not a weight file"):
+        checkpoints.find("dfm", "mask", BOTH, str(text), None)
     (root / "tiny" / "dfm-mask" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"no model\.safetensors in"):
         checkpoints.find("dfm", "mask", BOTH, str(root / "tiny" / "dfm-mask"), None)
