@@ -166,6 +166,19 @@ Plugin = Annotated[
     Optional[list[Path]],  # noqa: UP045
     typer.Option("--plugin", metavar="FILE", help="Local plug-in file (.py); may be repeated.", rich_help_panel=_WHERE),
 ]
+Budget = Annotated[
+    Text,
+    typer.Option(
+        "--budget",
+        metavar="TIME",
+        help="Refuse what would take longer, e.g. 30m or 2h.",
+        rich_help_panel=_WHERE,
+    ),
+]
+Trim = Annotated[
+    bool,
+    typer.Option("--trim", help="Leave out what exceeds the budget instead.", rich_help_panel=_WHERE),
+]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON, and nothing else, on stdout.")]
 Folder = Annotated[
     Optional[Path],  # noqa: UP045
@@ -199,7 +212,7 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
     """The sweep's keys among a command's parameters, those that were typed."""
     given = {key: value for key, value in values.items() if value is not None}
     given["plugins"] = given.pop("plugin", None) or None
-    for other in ("config", "json"):
+    for other in ("config", "json", "budget", "trim", "timing"):
         given.pop(other, None)
     return given
 
@@ -245,13 +258,15 @@ def run(
     device: Device = None,
     threads: Threads = None,
     plugin: Plugin = None,
+    budget: Budget = None,
+    trim: Trim = False,
     json: Json = False,
 ) -> None:
     """Sample, score and tabulate a sweep; what is already done is not done again."""
     given = _given(locals())
     from tsdfm_bench.commands.run import run_command
 
-    _leave(lambda: run_command(given, config, json))
+    _leave(lambda: run_command(given, config, json, budget, trim))
 
 
 @app.command()
@@ -280,13 +295,18 @@ def plan(
     device: Device = None,
     threads: Threads = None,
     plugin: Plugin = None,
+    budget: Budget = None,
+    trim: Trim = False,
+    timing: Annotated[
+        bool, typer.Option("--timing/--no-timing", help="Time a few calls of networks that were never timed.")
+    ] = True,
     json: Json = False,
 ) -> None:
-    """Show what `run` with the same options would do: cells, work, what is already there."""
+    """Show what `run` with the same options would do: cells, work, time, disk, what is already there."""
     given = _given(locals())
     from tsdfm_bench.commands.plan import plan_command
 
-    _leave(lambda: plan_command(given, config, json))
+    _leave(lambda: plan_command(given, config, json, budget, trim, timing))
 
 
 @app.command()
