@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tsdfm_bench.budget import parse_budget
 from tsdfm_bench.config import make_config
 from tsdfm_bench.console import Reporter, stdout_console
 from tsdfm_bench.provenance import command_line
@@ -23,13 +24,17 @@ INTERRUPTED = 130
 SHOWN_FAILURES = 10
 
 
-def run_command(given: Mapping[str, Any], file: Path | None, as_json: bool) -> int:
+def run_command(
+    given: Mapping[str, Any], file: Path | None, as_json: bool, budget: str | None = None, trim: bool = False
+) -> int:
     """Run a sweep and print its tables.
 
     Args:
         given: keys of the request from the command line.
         file: TOML sweep file, or None.
         as_json: print JSON instead of tables.
+        budget: a time that must not be exceeded, or None.
+        trim: leave out what exceeds it instead of refusing.
 
     Returns:
         the exit code.
@@ -40,6 +45,10 @@ def run_command(given: Mapping[str, Any], file: Path | None, as_json: bool) -> i
         try:
             config = make_config(given, file)
             sweep = prepare(config)
+            if budget is not None:
+                from tsdfm_bench.commands.plan import estimate_sweep, within_budget
+
+                sweep = within_budget(sweep, estimate_sweep(sweep, reporter), parse_budget(budget), trim)
             result = run_sweep(sweep, reporter)
         except KeyboardInterrupt:
             _interrupted(reporter, sweep)
