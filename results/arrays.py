@@ -78,8 +78,13 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def write_arrays(path: str | os.PathLike[str], **arrays: np.ndarray) -> None:
+def write_arrays(path: str | os.PathLike[str], *, exclusive: bool = False, **arrays: np.ndarray) -> None:
     """Write named arrays as a compressed NPZ with an embedded sha256; equal arrays give equal files.
+
+    Args:
+        path: the .npz file.
+        exclusive: raise `FileExistsError` instead of replacing a file that exists.
+        arrays: by name.
 
     Raises:
         TypeError: an array that only pickle could store.
@@ -93,7 +98,7 @@ def write_arrays(path: str | os.PathLike[str], **arrays: np.ndarray) -> None:
             raise TypeError(f"array {name!r} has dtype {array.dtype}: only numbers, booleans and strings are stored")
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **plain, **{_DIGEST: np.array(_digest(plain))})
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue(), exclusive=exclusive)
 
 
 def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -119,13 +124,21 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def write_samples(path: str | os.PathLike[str], tokens: np.ndarray, lengths: np.ndarray, **extra: np.ndarray) -> None:
+def write_samples(
+    path: str | os.PathLike[str],
+    tokens: np.ndarray,
+    lengths: np.ndarray,
+    *,
+    exclusive: bool = False,
+    **extra: np.ndarray,
+) -> None:
     """Write one batch of sequences.
 
     Args:
         path: the .npz file.
         tokens: (n, length) integers that fit int32.
         lengths: (n,) integers in [0, length].
+        exclusive: raise `FileExistsError` instead of replacing a batch that exists.
         extra: further arrays to keep beside them (a trace, for example).
     """
     tokens, lengths = np.asarray(tokens), np.asarray(lengths)
@@ -140,7 +153,7 @@ def write_samples(path: str | os.PathLike[str], tokens: np.ndarray, lengths: np.
         raise ValueError(f"lengths must lie in [0, {tokens.shape[1]}]")
     if not {"tokens", "lengths"}.isdisjoint(extra):
         raise ValueError("extra arrays cannot be called tokens or lengths")
-    write_arrays(path, tokens=tokens.astype(np.int32), lengths=lengths.astype(np.int64), **extra)
+    write_arrays(path, exclusive=exclusive, tokens=tokens.astype(np.int32), lengths=lengths.astype(np.int64), **extra)
 
 
 def read_samples(path: str | os.PathLike[str]) -> Samples:

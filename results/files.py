@@ -50,10 +50,17 @@ class StoreError(OSError):
 class CorruptFile(StoreError):
     """A stored file is truncated or altered: its checksum, CRC or structure is wrong."""
 
+    reason = ""
+
     @classmethod
     def of(cls, path: str | os.PathLike[str], why: str) -> CorruptFile:
         """The error for one file."""
-        return cls(f"{os.fspath(path)} is damaged: {why}. Delete it; the same command then makes it again.", path)
+        error = cls(f"{os.fspath(path)} is damaged: {why}. Delete it; the same command then makes it again.", path)
+        error.reason = why
+        return error
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (*super().__reduce__(), {"reason": self.reason})
 
 
 class UnsafeName(StoreError, ValueError):
@@ -135,13 +142,16 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_bytes(path: str | os.PathLike[str], data: bytes, *, exclusive: bool = False) -> None:
+def write_bytes(
+    path: str | os.PathLike[str], data: bytes, *, exclusive: bool = False, durable: bool = True
+) -> None:
     """Write a file so that a reader sees its old content or all of the new one, whatever happens in between.
 
     Args:
         path: the file; its folder is made if needed.
         data: the whole content.
         exclusive: raise `FileExistsError` instead of replacing a file that exists.
+        durable: flush it to the disk; False for signs of life and progress, which mean nothing after a power cut.
 
     Raises:
         StoreError: disk full, read-only, no permission; the old content is untouched.
@@ -155,13 +165,15 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, *, exclusive: bool = 
             handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             if exclusive:
                 _rename_exclusive(temporary, path)
             else:
                 os.replace(temporary, path)  # noqa: PTH105 - one call to intercept in tests of a kill in the middle
-            _sync_folder(folder)
+            if durable:
+                _sync_folder(folder)
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
@@ -176,6 +188,9 @@ def _rename_exclusive(temporary: Path, path: Path) -> None:
     try:
         os.link(temporary, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            if os.path.samefile(temporary, path):  # made all the same: a network file system lost its own answer
+                return
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
             raise
         if path.exists():  # a file system without hard links: not atomic, but as good as it gets there
@@ -244,7 +259,12 @@ def json_hash(obj: object) -> str:
 
 
 def write_json(
-    path: str | os.PathLike[str], obj: Mapping[str, object], *, checksum: bool = True, exclusive: bool = False
+    path: str | os.PathLike[str],
+    obj: Mapping[str, object],
+    *,
+    checksum: bool = True,
+    exclusive: bool = False,
+    durable: bool = True,
 ) -> None:
     """Write a JSON object atomically, readable by eye, with a `checksum` field over its canonical JSON.
 
@@ -258,7 +278,7 @@ def write_json(
     if checksum:
         content[CHECKSUM_KEY] = f"sha256:{json_hash(content)}"
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
-    write_bytes(path, (text + "\n").encode("utf-8", "surrogatepass"), exclusive=exclusive)
+    write_bytes(path, (text + "\n").encode("utf-8", "surrogatepass"), exclusive=exclusive, durable=durable)
 
 
 def _readable(value: object, where: str) -> object:

@@ -1,18 +1,24 @@
 """The run folder: where a sweep keeps its plan, samples, scores and summary, and what is already done.
 
-    plan.json                       frozen: the whole request, written once
-    cells/<id>/cell.json            what this cell is
-    cells/<id>/samples-NNNN.npz     batch NNNN, always the same sequences however the work was split
-    cells/<id>/cost.json            what sampling cost
-    cells/<id>/done.json            exists when every batch does; or error.txt, the last failure
-    cells/<id>/heartbeat            who works on it and when it was last seen
-    scores/<scorer>/<id>.parquet    token NLLs, one row a sequence
-    features/<name>/<id>.npz        feature vectors, one row a sequence
-    summary.parquet, summary.csv    one row a cell x metric x scorer
+    plan.json                           frozen: the whole request, written once
+    cells/<ab>/<id>/cell.json           what this cell is; <ab> = the first two digits of the id
+    cells/<ab>/<id>/samples-NNNN.npz    batch NNNN, always the same sequences however the work was split
+    cells/<ab>/<id>/cost.json           what sampling cost (cost-NNNN.json: further blocks of batches)
+    cells/<ab>/<id>/done.json           exists when every batch does; or error.txt, the last failure
+    scores/<scorer>/<ab>/<id>.parquet   token NLLs, one row a sequence
+    features/<name>/<ab>/<id>.npz       feature vectors, one row a sequence
+    measurements/<metric>/<ab>/<id>.json
+    summary.parquet, summary.csv        one row a cell x metric x scorer
+    leases/                             who works on what now
+    quarantine/                         damaged files, each with the reason
     tables/ figures/ jobs/ report.html verdicts.json
 
+The two digits keep folders small: with 10,000 cells no folder has more than 256 entries or about 40 cells (parallel file
+systems are slow on large ones). Folders written before had no <ab>; they are read and continued as they are.
+
 State is derived from which files exist, never stored twice: a killed process leaves nothing to repair. Listing looks at
-names only (one folder scan per cell); contents are verified when they are read.
+names only (one folder scan per cell); contents are verified when they are read, and what is damaged is moved to
+quarantine/, so that it is missing and will be made again.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -92,6 +98,8 @@ __all__ = [
 ]
 
 _SAMPLES = re.compile(r"samples-(\d{4,})\.npz")
+_COST = re.compile(r"cost(-\d{4,})?\.json")
+_DIGITS = 2
 
 
 class PlanConflict(StoreError):
@@ -136,6 +144,7 @@ class RunFolder:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
+        self._flat: bool | None = None
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.root)!r})"
@@ -194,43 +203,71 @@ class RunFolder:
 
     # --------------------------------------------------------------------------------------------------- paths
 
+    @property
+    def flat(self) -> bool:
+        """Whether the cells lie side by side, as in folders of an older version."""
+        if self._flat is None:
+            names = _names(self.root / "cells")
+            if not names:
+                return False
+            self._flat = any(len(name) > _DIGITS for name in names)
+        return self._flat
+
+    def _beside(self, top: Path, cell: str, suffix: str = "") -> Path:
+        """The path of something of a cell below `top`."""
+        name = check_name(cell, "cell id")
+        return (top if self.flat else top / name[:_DIGITS]) / f"{name}{suffix}"
+
     def cell_folder(self, cell: str) -> Path:
-        """cells/<id>."""
-        return self.root / "cells" / check_name(cell, "cell id")
+        """cells/<ab>/<id>."""
+        return self._beside(self.root / "cells", cell)
 
     def cell_path(self, cell: str) -> Path:
-        """cells/<id>/cell.json."""
+        """cells/<ab>/<id>/cell.json."""
         return self.cell_folder(cell) / "cell.json"
 
     def samples_path(self, cell: str, batch: int) -> Path:
-        """cells/<id>/samples-NNNN.npz."""
+        """cells/<ab>/<id>/samples-NNNN.npz."""
         if batch < 0:
             raise ValueError(f"batch numbers start at 0, not {batch}")
         return self.cell_folder(cell) / f"samples-{batch:04d}.npz"
 
-    def cost_path(self, cell: str) -> Path:
-        """cells/<id>/cost.json."""
-        return self.cell_folder(cell) / "cost.json"
+    def cost_path(self, cell: str, block: int = 0) -> Path:
+        """cells/<ab>/<id>/cost.json, or cost-NNNN.json of a further block of batches."""
+        return self.cell_folder(cell) / (f"cost-{block:04d}.json" if block else "cost.json")
+
+    def cost_paths(self, cell: str) -> list[Path]:
+        """The cost files that exist, in order."""
+        folder = self.cell_folder(cell)
+        return [folder / name for name in sorted(_names(folder)) if _COST.fullmatch(name)]
 
     def done_path(self, cell: str) -> Path:
-        """cells/<id>/done.json."""
+        """cells/<ab>/<id>/done.json."""
         return self.cell_folder(cell) / "done.json"
 
     def error_path(self, cell: str) -> Path:
-        """cells/<id>/error.txt."""
+        """cells/<ab>/<id>/error.txt."""
         return self.cell_folder(cell) / "error.txt"
 
-    def heartbeat_path(self, cell: str) -> Path:
-        """cells/<id>/heartbeat."""
-        return self.cell_folder(cell) / "heartbeat"
+    def failure_path(self, cell: str) -> Path:
+        """cells/<ab>/<id>/failure.json, what the last failure depends on."""
+        return self.cell_folder(cell) / "failure.json"
 
     def scores_path(self, scorer: str, cell: str) -> Path:
-        """scores/<scorer>/<id>.parquet; a scorer name like "hf:org/model" is made a file name by `slug`."""
-        return self.root / "scores" / slug(scorer) / f"{check_name(cell, 'cell id')}.parquet"
+        """scores/<scorer>/<ab>/<id>.parquet; a scorer name like "hf:org/model" is made a file name by `slug`."""
+        return self._beside(self.scorer_folder(scorer), cell, ".parquet")
+
+    def scorer_folder(self, scorer: str) -> Path:
+        """scores/<scorer>."""
+        return self.root / "scores" / slug(scorer)
 
     def features_path(self, name: str, cell: str) -> Path:
-        """features/<name>/<id>.npz."""
-        return self.root / "features" / slug(name) / f"{check_name(cell, 'cell id')}.npz"
+        """features/<name>/<ab>/<id>.npz."""
+        return self._beside(self.root / "features" / slug(name), cell, ".npz")
+
+    def measurement_path(self, metric: str, cell: str) -> Path:
+        """measurements/<metric>/<ab>/<id>.json."""
+        return self._beside(self.root / "measurements" / slug(metric), cell, ".json")
 
     @property
     def summary_path(self) -> Path:
@@ -258,6 +295,16 @@ class RunFolder:
         return self.root / "jobs"
 
     @property
+    def leases_folder(self) -> Path:
+        """leases/."""
+        return self.root / "leases"
+
+    @property
+    def quarantine_folder(self) -> Path:
+        """quarantine/."""
+        return self.root / "quarantine"
+
+    @property
     def report_path(self) -> Path:
         """report.html."""
         return self.root / "report.html"
@@ -280,11 +327,16 @@ class RunFolder:
     def clear_error(self, cell: str) -> None:
         """Forget a failure before a new try."""
         remove(self.error_path(cell))
+        remove(self.failure_path(cell))
 
     def write_done(self, cell: str, content: Mapping[str, Any]) -> None:
         """Mark a cell as done and forget an earlier failure."""
         write_json(self.done_path(cell), content)
         self.clear_error(cell)
+
+    def heartbeat_path(self, cell: str) -> Path:
+        """cells/<ab>/<id>/heartbeat."""
+        return self.cell_folder(cell) / "heartbeat"
 
     def beat(self, cell: str) -> None:
         """Say that this process is working on a cell now."""
@@ -302,7 +354,9 @@ class RunFolder:
 
     def cells(self) -> list[str]:
         """Ids of all cells that have a folder, sorted."""
-        return sorted(_names(self.root / "cells"))
+        top = self.root / "cells"
+        names = _names(top)
+        return sorted(names if self.flat else [cell for part in names for cell in _names(top / part)])
 
     def completed_batches(self, cell: str, *, verify: bool = False) -> list[int]:
         """Numbers of the batches that exist, sorted.
@@ -362,8 +416,56 @@ class RunFolder:
 
     def scored(self, scorer: str) -> set[str]:
         """Ids of the cells this scorer has scored."""
-        names = _names(self.root / "scores" / slug(scorer))
+        top = self.scorer_folder(scorer)
+        names = _names(top)
+        if not self.flat:
+            names = [name for part in names for name in _names(top / part)]
         return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
+
+    # ---------------------------------------------------------------------------------------------- quarantine
+
+    def quarantine(self, damage: CorruptFile, read: Callable[[Path], object] | None = None) -> str:
+        """Move a damaged file out of the way, with the reason beside it, so that it counts as missing.
+
+        Args:
+            damage: as raised by whoever read the file.
+            read: reads the file again; if that works now (another process has replaced it), nothing is moved.
+
+        Returns:
+            one sentence for the user; "" if there was nothing to move.
+
+        Raises:
+            CorruptFile: `damage` itself, if the file lies elsewhere or cannot be moved.
+        """
+        path = Path(damage.path)
+        if not path.exists():
+            return ""
+        if read is not None:
+            try:
+                read(path)
+                return ""
+            except CorruptFile:
+                pass
+        try:
+            relative = path.resolve().relative_to(self.root.resolve())
+            make_folder(self.quarantine_folder)
+            target = _free_name(self.quarantine_folder, "__".join(relative.parts))
+            path.rename(target)
+            write_text(target.with_name(f"{target.name}.reason.txt"), f"{damage.reason}\n")
+        except FileNotFoundError:  # another process moved it
+            return ""
+        except (ValueError, OSError):
+            raise damage from None
+        return f"{relative} is damaged ({damage.reason}): moved to {self.quarantine_folder.name}/, made again"
+
+    def quarantined(self) -> dict[str, str]:
+        """Names of the files in quarantine/ with the reasons."""
+        found = {}
+        for name in _names(self.quarantine_folder):
+            if name.endswith(".reason.txt"):
+                text = (self.quarantine_folder / name).read_text("utf-8", "replace")
+                found[name.removesuffix(".reason.txt")] = text.strip()
+        return dict(sorted(found.items()))
 
 
 def _names(folder: Path) -> list[str]:
@@ -375,6 +477,13 @@ def _names(folder: Path) -> list[str]:
         return []
     except OSError as error:
         raise StoreError(f"cannot list {folder}: {error.strerror}.", folder, error.errno) from error
+
+
+def _free_name(folder: Path, name: str) -> Path:
+    """A name that nothing in a folder has yet, close to the one asked for."""
+    taken = set(_names(folder))
+    numbered = (f"{name}.{k}" for k in range(1, len(taken) + 2))
+    return folder / next(found for found in (name, *numbered) if found not in taken)
 
 
 def _differ(a: object, b: object) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tsdfm_bench.results.files import CorruptFile, StoreError, UnsafeName, read_json, write_json
-from tsdfm_bench.results.store import PlanConflict, RunFolder, plan_hash, write_samples
+from tsdfm_bench.results.store import PlanConflict, RunFolder, plan_hash, read_samples, write_samples
 
 
 def _batch(run: RunFolder, cell: str, batch: int) -> None:
@@ -81,7 +81,7 @@ def test_no_cell_leaves_the_folder(tmp_path: Path, name: str) -> None:
         with pytest.raises(UnsafeName):
             path(name)
     assert run.scores_path(name, "abc").is_relative_to(tmp_path / "scores")
-    assert run.scores_path(name, "abc").parent.parent == tmp_path / "scores"
+    assert run.scores_path(name, "abc").parent.parent.parent == tmp_path / "scores"
 
 
 def test_the_life_of_a_cell(tmp_path: Path) -> None:
@@ -153,10 +153,10 @@ def test_scored_cells(tmp_path: Path) -> None:
 
 
 def test_a_thousand_cells_are_listed_by_name_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Listing is one scan per folder: no batch and no done.json is opened."""
+    """Listing is one scan per folder: no batch and no done.json is opened; no folder holds more than 256 entries."""
     run = RunFolder(tmp_path)
     for i in range(1000):
-        folder = run.cell_folder(f"{i:016x}")
+        folder = run.cell_folder(f"{i % 256:02x}{i:014x}")
         folder.mkdir(parents=True)
         for batch in range(1 + i % 3):
             (folder / f"samples-{batch:04d}.npz").touch()
@@ -180,10 +180,53 @@ def test_a_thousand_cells_are_listed_by_name_only(tmp_path: Path, monkeypatch: p
     assert len(states) == 1000
     assert sum(s.state == "done" for s in states.values()) == 333
     assert sum(s.state == "partial" for s in states.values()) == 667
-    assert len(scans) == 1001
+    assert len(scans) == 1 + 256 + 1000
     assert opened == []
+    assert max(len(list(folder.iterdir())) for folder in [tmp_path / "cells", *(tmp_path / "cells").iterdir()]) <= 256
     mixed = run.states(list(states)[:2], batches={next(iter(states)): 1})
     assert [s.batches for s in mixed.values()] == [1, None]
+
+
+def test_a_folder_of_the_older_layout_is_read_and_continued_as_it_is(tmp_path: Path) -> None:
+    old = RunFolder(tmp_path)
+    for cell in ("00aa", "00bb"):
+        (tmp_path / "cells" / cell).mkdir(parents=True)
+        (tmp_path / "cells" / cell / "samples-0000.npz").touch()
+    (tmp_path / "scores" / "toy").mkdir(parents=True)
+    (tmp_path / "scores" / "toy" / "00aa.parquet").touch()
+    assert old.cells() == ["00aa", "00bb"]
+    assert old.scored("toy") == {"00aa"}
+    _batch(old, "00cc", 0)
+    assert (tmp_path / "cells" / "00cc" / "samples-0000.npz").is_file()
+    assert RunFolder(tmp_path).completed_batches("00cc") == [0]
+
+
+def test_a_damaged_file_moves_to_quarantine_with_its_reason(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for _ in range(2):
+        _batch(run, "abcd", 0)
+        path = run.samples_path("abcd", 0)
+        path.write_bytes(path.read_bytes()[:-7])
+        with pytest.raises(CorruptFile) as caught:
+            read_samples(path)
+        said = run.quarantine(caught.value, read_samples)
+        assert said.startswith("cells/ab/abcd/samples-0000.npz is damaged (")
+        assert run.completed_batches("abcd") == []
+    kept = run.quarantined()
+    assert list(kept) == ["cells__ab__abcd__samples-0000.npz", "cells__ab__abcd__samples-0000.npz.1"]
+    assert all("not a complete NPZ file" in reason for reason in kept.values())
+
+
+def test_a_file_that_was_replaced_meanwhile_is_not_moved(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    _batch(run, "abcd", 0)
+    assert run.quarantine(CorruptFile.of(run.samples_path("abcd", 0), "it was"), read_samples) == ""
+    assert run.quarantine(CorruptFile.of(run.samples_path("abcd", 1), "it was"), read_samples) == ""
+    outside = tmp_path.parent / "elsewhere.json"
+    outside.write_text("{")
+    with pytest.raises(CorruptFile):
+        run.quarantine(CorruptFile.of(outside, "it lies elsewhere"))
+    assert outside.exists()
 
 
 def test_paths_of_the_whole_run(tmp_path: Path) -> None:
