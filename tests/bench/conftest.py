@@ -109,6 +109,7 @@ def _enter(folder: Path, patch: pytest.MonkeyPatch) -> Here:
     patch.setattr("tsdfm_bench.provenance.git_commit", lambda: None)
     found = Here(folder)
     patch.setenv("FAKES_LOG", str(found.log_path))
+    patch.setenv("TSDFM_BENCH_CACHE", str(folder / ".cache"))
     return found
 
 
