@@ -100,9 +100,13 @@ Checkpoint = Annotated[
     typer.Option(
         "--checkpoint",
         metavar="FOLDER",
-        help="Weights: a folder, a shipped set, or oracle = exact predictions (default: shipped).",
+        help="Weights: a folder, a shipped set, hf:OWNER/NAME, or oracle (default: shipped).",
         rich_help_panel=_WHAT,
     ),
+]
+TrustPickle = Annotated[
+    Optional[bool],  # noqa: UP045
+    typer.Option("--trust-pickle", metavar="", help="Read published weights that are pickles.", rich_help_panel=_WHAT),
 ]
 Prefix = Annotated[
     Text,
@@ -245,6 +249,7 @@ def run(
     samples: Samples = None,
     length: Length = None,
     checkpoint: Checkpoint = None,
+    trust_pickle: TrustPickle = None,
     prefix: Prefix = None,
     infill: Infill = None,
     seed: Seed = None,
@@ -282,6 +287,7 @@ def plan(
     samples: Samples = None,
     length: Length = None,
     checkpoint: Checkpoint = None,
+    trust_pickle: TrustPickle = None,
     prefix: Prefix = None,
     infill: Infill = None,
     seed: Seed = None,

@@ -126,6 +126,7 @@ class SweepConfig(BaseModel):
         metrics: the measures; None = all that are installed.
         conventions: conventions of generative perplexity to report; None = the metric's own choice.
         checkpoint: weights for all methods; None = the shipped ones; "oracle" = the task's exact predictions.
+        trust_pickle: published weights may be pickles.
         prefix: pinned at the start of every sequence: a number of tokens of held-out text, or a text; None = nothing.
         infill: share of positions of held-out text that are pinned, at random; None = nothing.
         seed: root seed.
@@ -155,6 +156,7 @@ class SweepConfig(BaseModel):
     metrics: Specs | None = None
     conventions: Names | None = None
     checkpoint: str | None = None
+    trust_pickle: bool = False
     prefix: Annotated[str | None, BeforeValidator(lambda value: value if value is None else str(value))] = None
     infill: float | None = None
     seed: Annotated[int, BeforeValidator(_whole)] = 0

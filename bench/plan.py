@@ -321,6 +321,7 @@ def _method_cells(
             "checkpoint": checkpoint,
             "source": source,
             "length": base["length"],
+            **({"trust_pickle": True} if config.trust_pickle else {}),
         }
         try:
             identity = Identity(ORACLE, task.law) if checkpoint == ORACLE else identify(cls, params)

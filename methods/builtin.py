@@ -24,7 +24,7 @@ from tsdfm_bench.methods.core.schedule import Schedule, make_schedule
 from tsdfm_bench.methods.core.source import Source, make_source
 from tsdfm_bench.methods.core.state import State
 
-RESERVED = ("task", "vocab_size", "checkpoint", "source", "length")
+RESERVED = ("task", "vocab_size", "checkpoint", "source", "length", "trust_pickle")
 
 
 def parse_options(info: MethodInfo, params: Mapping[str, object]) -> dict[str, str]:
@@ -101,6 +101,7 @@ class Weighted(ABC):
             trained.sources,
             None if given is None else str(given),
             None if task is None else str(task),
+            trust_pickle=bool(params.get("trust_pickle", False)),
         )
 
     @classmethod
