@@ -189,7 +189,7 @@ def _rename_exclusive(temporary: Path, path: Path) -> None:
         os.link(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):
-            if os.path.samefile(temporary, path):  # made all the same: a network file system lost its own answer
+            if temporary.samefile(path):  # made all the same: a network file system lost its own answer
                 return
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
             raise

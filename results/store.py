@@ -13,8 +13,8 @@
     quarantine/                         damaged files, each with the reason
     tables/ figures/ jobs/ report.html verdicts.json
 
-The two digits keep folders small: with 10,000 cells no folder has more than 256 entries or about 40 cells (parallel file
-systems are slow on large ones). Folders written before had no <ab>; they are read and continued as they are.
+The two digits keep folders small, because parallel file systems are slow on large ones: with 10,000 cells `cells/` has
+256 entries and each of them about 40. Folders written before had no <ab>; they are read and continued as they are.
 
 State is derived from which files exist, never stored twice: a killed process leaves nothing to repair. Listing looks at
 names only (one folder scan per cell); contents are verified when they are read, and what is damaged is moved to
