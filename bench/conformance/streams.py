@@ -1,0 +1,108 @@
+"""Randomness: one stream per sequence, and nothing else, decides what a sequence becomes.
+
+Only then do a run on one machine, a run split over eight and a run that was killed and resumed hold the same samples,
+and only then may two methods be compared sequence by sequence. The generators of torch, numpy and Python are set to
+other states before every call, so a method that draws from them is caught.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from tsdfm_bench.conformance.report import Failed
+from tsdfm_bench.conformance.subject import BATCH, SEED, Broke, Refused, Subject, require, rows_equal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tsdfm_bench.api import SampleRequest
+
+_calls = count(1)
+
+
+def _stir() -> None:
+    """Bring the global generators into a state they were not in before."""
+    import numpy as np
+    import torch
+
+    seed = next(_calls)
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the global state is what is disturbed
+    random.seed(seed)
+
+
+def repeatable(subject: Subject) -> str:
+    """Same streams, same tokens: twice, in parts, in another order, after a new start."""
+    kinds = 0
+    for name, settings in [("", {}), *subject.variations()]:
+        whole = _sample(subject, settings, plain=not name)
+        if whole is None:
+            continue
+        kinds += 1
+        where = f" ({name})" if name else ""
+        again = _sample(subject, settings)
+        _same(whole, again, f"asked twice for the same, it gave other tokens{where}")
+        parts = [_sample(subject, settings, batch=size, first=first) for first, size in ((0, 3), (3, 1), (4, BATCH - 4))]
+        for part, (first, size) in zip(parts, ((0, 3), (3, 1), (4, BATCH - 4)), strict=True):
+            _same(whole[first : first + size], part, f"what a sequence becomes depends on the size of its batch{where}")
+        _same(whole.flip(0), _sample(subject, settings, backwards=True), f"the order of the sequences matters{where}")
+    fresh = subject.load()
+    _stir()
+    resumed = subject.serve(subject.request(BATCH - 4, first=4), fresh).tokens
+    plain = _sample(subject, {}, plain=True)
+    assert plain is not None
+    _same(plain[4:], resumed, "a newly loaded instance that goes on in the middle gives other tokens")
+    return f"equal when repeated, split, reordered and resumed, {kinds} kinds of request"
+
+
+def _sample(
+    subject: Subject,
+    settings: dict[str, Any],
+    batch: int = BATCH,
+    first: int = 0,
+    backwards: bool = False,
+    plain: bool = False,
+) -> Tensor | None:
+    request = subject.request(batch, first=first, **settings)
+    if backwards:
+        request = _backwards(request)
+    _stir()
+    try:
+        return subject.serve(request).tokens
+    except (Refused, Broke) as error:
+        if plain or batch != BATCH or backwards:
+            raise Failed(f"{batch} sequences from number {first} on: {error}") from None
+        return None
+
+
+def _backwards(request: SampleRequest) -> SampleRequest:
+    from tsdfm_bench.rng import Streams
+
+    return replace(request, streams=Streams(request.streams.key, request.streams.sequences.flip(0)))
+
+
+def _same(wanted: Tensor, found: Tensor | None, message: str) -> None:
+    if found is None:
+        raise Failed(message)
+    equal = rows_equal(wanted, found)
+    differing = int((~equal).sum())
+    require(differing == 0, f"{message}: {differing} of {len(wanted)} sequences differ")
+
+
+def independent(subject: Subject) -> str:
+    """Different streams, different tokens."""
+    first = subject.serve(subject.request()).tokens
+    distinct = len({tuple(row) for row in first.tolist()})
+    require(
+        distinct > BATCH // 2,
+        f"{BATCH} streams gave only {distinct} different sequences: every sequence must draw from its own stream",
+    )
+    if getattr(subject.info, "stored", False):
+        return f"{distinct} of {BATCH} stored sequences are different"
+    other = subject.serve(subject.request(seed=SEED + 1)).tokens
+    equal = int(rows_equal(first, other).sum())
+    require(equal <= BATCH // 2, f"another root seed gave the same tokens in {equal} of {BATCH} sequences")
+    return f"{distinct} of {BATCH} sequences differ, {BATCH - equal} of {BATCH} change with the seed"

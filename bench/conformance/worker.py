@@ -1,0 +1,120 @@
+"""The process in which a method is tested: it may hang, exit, print or chdir without harm to the kit.
+
+    python -m tsdfm_bench.conformance.worker JOB RESULTS
+
+JOB is a JSON file (target, checks, what is done already), RESULTS a file to which one JSON line per event is appended:
+the plan first, then a start and a result for every check of every setting. The parent reads along and knows, when this
+process dies or stays silent, which check it was in. stdout is never used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tsdfm_bench.conformance.catalogue import CHECKS, Check
+from tsdfm_bench.conformance.report import Failed, Result, Skipped, Verdict
+from tsdfm_bench.conformance.subject import Broke, Refused, Setting, Subject, Target, settings_of, vocabulary
+from tsdfm_bench.errors import BenchError
+from tsdfm_bench.registry import one_line
+
+
+def main(arguments: list[str]) -> None:
+    """Run what the job file asks for."""
+    job = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    with Path(arguments[1]).open("a", encoding="utf-8") as file:
+
+        def tell(**event: object) -> None:
+            file.write(json.dumps(event) + "\n")
+            file.flush()
+
+        _run(Target.from_json(job["target"]), job, tell)
+        tell(event="end")
+
+
+def _run(target: Target, job: dict[str, Any], tell: Any) -> None:
+    tell(event="start", check="contract", setting="")
+    try:
+        registry = target.registry()
+        cls = registry.load("methods", target.method)
+        settings = settings_of(cls.info, target.options)
+        words = vocabulary(target, cls.info, registry)
+    except (Exception, SystemExit) as error:
+        text = str(error) if isinstance(error, BenchError) else one_line(error)
+        tell(event="broken", seen=text)
+        return
+    tell(event="plan", settings=[str(setting) for setting in settings])
+    checks = [check for check in CHECKS if check.id in job["checks"]]
+    done = {(check, setting): verdict for check, setting, verdict in job["done"]}
+    first = str(settings[0])
+    for setting in settings:
+        subject = Subject(cls, target, setting, words)
+        for check in checks:
+            key = (check.id, str(setting))
+            if key in done or (check.once and setting is not settings[0]):
+                continue
+            missing = _missing(check, key[1], first, done)
+            if missing:
+                result = Result(*key, "skipped", f"needs '{missing}'")
+            else:
+                tell(event="start", check=check.id, setting=key[1])
+                result = _one(check, subject)
+            done[key] = result.verdict
+            tell(event="result", **vars(result))
+
+
+def _missing(check: Check, setting: str, first: str, done: dict[tuple[str, str], str]) -> str | None:
+    """A check that this one needs and that has not passed."""
+    for need in check.needs:
+        verdict = done.get((need, setting)) or done.get((need, first))
+        if verdict is not None and verdict != "pass":
+            return need
+    return None
+
+
+def _one(check: Check, subject: Subject) -> Result:
+    started = time.perf_counter()
+    verdict: Verdict
+    with _restored():
+        try:
+            verdict, seen = "pass", check.run(subject)
+        except Failed as error:
+            verdict, seen = "fail", str(error)
+        except Skipped as error:
+            verdict, seen = "skipped", str(error)
+        except Refused as error:
+            verdict, seen = "skipped", f"refused: {error}"
+        except Broke as error:
+            verdict, seen = "fail", str(error)
+        except BaseException as error:
+            text = str(error) if isinstance(error, BenchError) else one_line(error)
+            verdict, seen = "fail", text
+    return Result(check.id, str(subject.setting), verdict, seen, time.perf_counter() - started)
+
+
+@contextmanager
+def _restored() -> Iterator[None]:
+    """What a method may spoil for the next check is put back."""
+    import torch
+
+    cwd, environment = Path.cwd(), dict(os.environ)
+    dtype, threads, grad = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        os.chdir(cwd)
+        os.environ.clear()
+        os.environ.update(environment)
+        torch.set_default_dtype(dtype)
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(grad)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
