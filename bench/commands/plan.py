@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tsdfm_bench.budget import about, check_budget, parse_budget, trim
 from tsdfm_bench.commands.state import CellReport, report_cells
@@ -13,6 +13,10 @@ from tsdfm_bench.config import make_config
 from tsdfm_bench.console import Reporter, stdout_console
 from tsdfm_bench.estimate import Estimate, Estimator
 from tsdfm_bench.sweep import Sweep, make_job, plan_json, prepare
+
+if TYPE_CHECKING:
+    from tsdfm_bench.registry import Registry
+    from tsdfm_bench.scoring import Judge
 
 
 def plan_command(
@@ -74,6 +78,7 @@ def estimate_sweep(sweep: Sweep, reporter: Reporter | None, *, timing: bool = Tr
     reports = {report.id: report for report in report_cells(plan_json(sweep), sweep.folder)}
     missing, unscored = [], dict.fromkeys((judge.name for judge in sweep.judges), 0)
     scored = {judge.name: sweep.folder.scored(judge.name) for judge in sweep.judges}
+    featured = {judge.name for judge in sweep.judges if gives_features(judge, sweep.registry)}
     for planned in sweep.plan.cells:
         report = reports[planned.cell.id]
         if report.state == "refused":
@@ -82,9 +87,19 @@ def estimate_sweep(sweep: Sweep, reporter: Reporter | None, *, timing: bool = Tr
         if left:
             missing.append((planned, left))
         for name, cells in scored.items():
-            if left or planned.cell.id not in cells:
+            if (left or planned.cell.id not in cells) and (not planned.cell.hidden or name in featured):
                 unscored[name] += (left or report.batches) * sweep.plan.batch_size
     return Estimator(make_job(sweep), measure=timing).estimate(missing, unscored, sweep.judges, reporter)
+
+
+def gives_features(judge: Judge, registry: Registry) -> bool:
+    """Whether a scorer says, without being loaded, that it gives features: then it also scores hidden cells."""
+    try:
+        cls = registry.load("scorers", judge.spec.name)
+        info = cls.describe(judge.spec.params()) if hasattr(cls, "describe") else getattr(cls, "info", None)
+    except (Exception, SystemExit):
+        return False
+    return bool(getattr(info, "features", False))
 
 
 def _calls(report: CellReport) -> int:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def test_plan_shows_the_work_and_writes_nothing(here: Here) -> None:
-    result = here.cli(*here.arguments("plan", steps="2,4", methods="counter,stepless,foreign"))
+    result = here.cli(*here.arguments("plan", steps="2,4", methods="counter,stepless,foreign"), "--no-timing")
     assert result.exit_code == 0, result.stderr
     assert "at most 54 network calls" in result.stdout  # 3 batches x (2 + 4 + 12 tokens)
     assert "skipped" in result.stdout
