@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tsdfm_bench import __version__
 from tsdfm_bench.errors import BenchError
-from tsdfm_bench.results.files import check_name, read_json, write_json
+from tsdfm_bench.results.files import check_name, read_json, slug, write_json
 
 if TYPE_CHECKING:
     from tsdfm_bench.results.store import RunFolder
@@ -49,7 +49,7 @@ class Work:
         name: unique within a launch, a file name.
         title: what a person is shown.
         folder: absolute path of the run folder (of the checkpoints, for a training).
-        settings: of the run: task, plugins, device, threads, batches, batch_size, lease_s, report_s, retry_failed, cwd.
+        settings: of the run, see `orders.settings_of`.
         units: see the module; empty for a training.
         scorer: as asked for (kind "score").
         stage: kind "train": recipe, stage, minutes.
@@ -172,6 +172,22 @@ def read_work(job_file: str | os.PathLike[str]) -> Work:
             f"format {FORMAT}: use the same version on both sides"
         )
     return Work(**content)
+
+
+# ------------------------------------------------------------------------------------------------------ units
+
+
+def unit_name(cell: str, shard: int = 0, scorer: str = "") -> str:
+    """The name under which a unit is leased: a shard of a cell, or the scores of a cell by one scorer."""
+    if scorer:
+        return f"{cell}-by-{slug(scorer)}"
+    return f"{cell}-{shard:04d}" if shard else cell
+
+
+def shard_batches(batches: int) -> list[tuple[int, range]]:
+    """The shards of a cell with so many batches, each with its batches."""
+    firsts = range(0, batches, SHARD_BATCHES)
+    return [(first // SHARD_BATCHES, range(first, min(first + SHARD_BATCHES, batches))) for first in firsts]
 
 
 # ---------------------------------------------------------------------------------------------------- packing
