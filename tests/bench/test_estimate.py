@@ -43,7 +43,7 @@ def test_seconds_are_calls_times_seconds_of_a_call(here: Here, monkeypatch: pyte
     estimate = plan(here, steps="2,6")["estimate"]
     sampling = sorted(s for s in estimate["sampling_s"].values() if s)
     assert sampling == [3 * 2 * 0.5, 3 * 6 * 0.5]  # 24 sequences in batches of 8
-    rows = 2 + 4  # two cells of the method, three references and the other half of real text
+    rows = 2 + 3  # of the method and references; without features nobody scores the other half of real text
     assert estimate["scoring_s"]["toy"] == pytest.approx(rows * 24 * 0.01)
     assert estimate["seconds"] == pytest.approx(sum(sampling) + rows * 24 * 0.01)
     assert estimate["complete"]
