@@ -405,6 +405,28 @@ def train(
 
 
 @app.command()
+def conform(
+    name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A method, or a .py file with METHODS.")],
+    only: Annotated[Text, typer.Option("--only", metavar="LIST", help="Checks, e.g. pinned,draw (default: all).")] = None,
+    task: Annotated[
+        Text, typer.Option("--task", metavar="NAME", help="Whose vocabulary is used (default: sotu).")
+    ] = None,
+    checkpoint: Annotated[
+        Text, typer.Option("--checkpoint", metavar="FOLDER", help="Weights (default: the method's own).")
+    ] = None,
+    plugin: Plugin = None,
+    limit: Annotated[
+        float, typer.Option("--limit", metavar="S", help="Seconds a check of one setting may take.", min=1.0)
+    ] = 120.0,
+    json: Json = False,
+) -> None:
+    """Test whether a method keeps the contract and samples what it claims."""
+    from tsdfm_bench.commands.conform import conform_command
+
+    _leave(lambda: conform_command(name, only, task, checkpoint, plugin or [], limit, json))
+
+
+@app.command()
 def doctor(plugin: Plugin = None, json: Json = False) -> None:
     """Check this installation and say how to repair what is wrong."""
     from tsdfm_bench.commands.doctor import doctor_command

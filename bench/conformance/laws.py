@@ -48,8 +48,8 @@ RARE_C = 0.3
 WIDTH = 4096
 PARTS = 4  # requests in a round, so that a denoiser's answer stays small
 QUANTUM = 2.0**-24
-SURE_NATS = 5.0
-MOST_ROUNDS = 48
+AGREES_NATS, CONTRADICTS_NATS = 3.0, 6.0  # evidence at which the probe believes a claim, or rejects it
+MOST_ROUNDS = 40
 
 
 # ------------------------------------------------------------------------------------------------- enumeration
@@ -285,11 +285,12 @@ def _probe(subject: Subject, method: Method, draw: str) -> tuple[str, str]:
     """Which of the two laws the counts of rare tokens follow, and the counts."""
     from scipy import stats
 
+    sign = 1.0 if draw == "fp64" else -1.0  # of evidence for what the draw claims to be
     rate = _rare_mass() * WIDTH  # expected rare tokens in a round of WIDTH sequences
     f = kept_share(RARE_C)
     count = rounds = 0
     evidence = 0.0  # log likelihood ratio of Poisson counts, exact over race
-    while rounds < MOST_ROUNDS and abs(evidence) < SURE_NATS:
+    while rounds < MOST_ROUNDS and -CONTRADICTS_NATS < sign * evidence < AGREES_NATS:
         for part in range(PARTS):
             seed = SEED + PARTS * rounds + part
             tokens = _serve(subject, method, WIDTH // PARTS, 1, draw=draw, steps=_steps(subject), seed=seed)
@@ -298,7 +299,7 @@ def _probe(subject: Subject, method: Method, draw: str) -> tuple[str, str]:
         evidence = count * -math.log(f) - rounds * rate * (1 - f)
     exact, race = rounds * rate, rounds * rate * f
     numbers = f"{count} rare tokens, exact {exact:.1f}, f(c) {race:.1f} (c = {RARE_C:g}, {rounds} rounds)"
-    if abs(evidence) < SURE_NATS:
+    if -CONTRADICTS_NATS < sign * evidence < AGREES_NATS:
         return "undecided", numbers
     mean = exact if evidence > 0 else race
     tail = min(float(stats.poisson.cdf(count, mean)), float(stats.poisson.sf(count - 1, mean)))

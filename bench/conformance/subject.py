@@ -88,13 +88,13 @@ class Setting:
 
 
 def settings_of(info: MethodInfo, given: Mapping[str, str]) -> list[Setting]:
-    """Every source with the given options, and, beside them, each value of each option that was not given."""
+    """Every source with the given options, and beside them each other value of each option (the first is the default)."""
     found: list[Setting] = []
     for source in info.sources or (None,):
         found.append(Setting(source, dict(given)))
         for option, values in info.options.items():
             if option not in given and isinstance(values, tuple):
-                found += [Setting(source, {**given, option: value}) for value in values]
+                found += [Setting(source, {**given, option: value}) for value in values[1:]]
     found[0] = replace(found[0], default=True)
     return found
 
