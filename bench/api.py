@@ -153,7 +153,7 @@ class Identity:
     weights: str
 
 
-OracleForm = Literal["posterior", "score", "causal"]
+OracleForm = Literal["posterior", "score", "causal", "energy"]
 
 
 class OracleSource(Protocol):
@@ -173,7 +173,8 @@ class FromOracleHook(Protocol):
         Args:
             oracle: oracle("posterior", source) gives clean-token logits and oracle("score", source) log scores, both
                 of the protocol `methods.core.Denoiser`; oracle("causal", None) gives next-token logits, a
-                `CausalDenoiser`. Forward calls are counted as those of a network.
+                `CausalDenoiser`. Forward calls are counted as those of a network. (oracle("energy", source) is for
+                training: (states, times, origins) -> token energies, the exact NLL of noised states.)
             params, device: as for `load`.
         """
         ...

@@ -24,6 +24,9 @@ _ROLES: dict[str, tuple[tuple[str, ...], str]] = {
     "repetition": (("repetition_4", "repetition/4", "rep_4", "repetition"), r"(seq[-_])?rep(?!eat).*|repetition.*"),
     "mauve": (("mauve",), r"mauve(?!.*(ceiling|real|std|sd)).*"),
     "mauve ceiling": (("mauve_ceiling", "mauve/ceiling"), r"mauve.*(ceiling|real).*"),
+    "excess": (("excess_nll",), r"excess[-_]nll\b.*"),
+    "total variation": (("tv_2",), r"tv_\d+"),
+    "valid": (("valid",), r"valid"),
     "speed": (("sequences_per_second", "cost/sequences_per_second"), r".*sequences[-_]per[-_]s(econd)?"),
 }
 
@@ -33,7 +36,8 @@ def pick(metrics: Iterable[str], role: str) -> str | None:
 
     Args:
         metrics: names that occur.
-        role: "perplexity", "bits per byte", "entropy", "distinct", "repetition", "mauve", "mauve ceiling" or "speed".
+        role: "perplexity", "bits per byte", "entropy", "distinct", "repetition", "mauve", "mauve ceiling",
+            "excess", "total variation", "valid" or "speed".
     """
     present = sorted(set(metrics))
     preferred, pattern = _ROLES[role]

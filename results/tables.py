@@ -173,6 +173,11 @@ class _Builder:
         entropy, perplexity = pick(self.metrics, "entropy"), pick(self.metrics, "perplexity")
         scored = [cell for cell in self.done if any(cell.of(perplexity, scorer) for scorer in self.scorers)]
         self.withheld = sum(1 for cell in scored if cell.of(entropy) is None)
+        add("excess", "excess NLL", "nats/token")
+        variation = pick(self.metrics, "total variation")
+        add("total variation", f"TV {variation.removeprefix('tv_')}-grams" if variation else "")
+        if any((row := cell.of(pick(self.metrics, "valid"))) and row["value"] < 1 for cell in self.done):
+            add("valid", "valid")
         if self.withheld < len(scored):
             for scorer in self.scorers:  # the last one, the largest, stays on the narrowest terminal
                 add("perplexity", "gen-PPL", scorer, scorer, give_way=int(scorer != self.scorers[-1]))
@@ -275,7 +280,8 @@ class _Builder:
         return f"MAUVE of real text against other real text, the ceiling at this n: {', '.join(texts)}."
 
 
-_SPREAD = ("perplexity", "entropy", "mauve", "mauve ceiling")  # roles whose half-width is printed; all have it in files
+# Roles whose half-width is printed; all have it in files.
+_SPREAD = ("perplexity", "entropy", "mauve", "mauve ceiling", "excess")
 
 
 def _measured(row: Any, role: str) -> Value:

@@ -130,12 +130,11 @@ def sums(scores: ScoreBatch, counted: Counted) -> tuple[np.ndarray, np.ndarray]:
 
 def how_scored(info: ScorerInfo) -> str:
     """The part of a definition that names scorer, units, window and context."""
+    window = f", window {info.window} stride {info.stride}" if info.window else ""
     context = f", {info.context} before the text" if info.context else ""
     text = "text re-tokenised" if info.input == "text" and info.unit == "token" else info.input
-    return (
-        f"{info.title}, {info.dtype}, per {info.unit}, {text}, window {info.window} stride {info.stride}{context}; "
-        "interval over sequences"
-    )
+    text = "the task's own tokens" if info.input == "ids" else text
+    return f"{info.title}, {info.dtype}, per {info.unit}, {text}{window}{context}; interval over sequences"
 
 
 class GenPPL:
@@ -204,7 +203,7 @@ class BitsPerByte:
         return cls()
 
     def compute(self, cell: CellData) -> list[Measurement]:
-        """One measurement per scorer."""
+        """One measurement per scorer that reads text (ids have no bytes)."""
         return [
             Measurement(
                 metric="bits_per_byte",
@@ -217,4 +216,5 @@ class BitsPerByte:
                 better="lower",
             )
             for scorer, scores in cell.scores.items()
+            if cell.scorer_info[scorer].input != "ids"
         ]

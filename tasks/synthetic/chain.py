@@ -99,6 +99,18 @@ class HiddenMarkov(Law):
         states = inner[positions, rows]
         return states if self.visible else states @ self.emission
 
+    def surprise(self, evidence: Evidence) -> Tensor:
+        """See `Law.surprise`: the normalisers of the forward pass."""
+        seen = self._by_token[evidence.tokens.T].mul_(evidence.hit.T[..., None]).add_(evidence.miss.T[..., None])
+        ahead = self.initial.expand(len(evidence.tokens), -1)
+        terms = []
+        for place in seen:
+            likely = ahead * place
+            total = likely.sum(dim=1, keepdim=True).clamp_min(1e-300)
+            terms.append(-total.log())
+            ahead = (likely / total) @ self.transition
+        return torch.cat(terms, dim=1)
+
     def begin(self, batch: int, length: int) -> dict[str, Any]:
         """See `Law.begin`: the law of the next state."""
         return {"ahead": self.initial.expand(batch, self.states)}

@@ -34,6 +34,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tsdfm_bench.errors import UsageError
+
 if TYPE_CHECKING:
     from tsdfm_bench.rng import Streams
 
@@ -153,6 +155,16 @@ class Law(ABC):
             weights[lost] = self.weigh(evidence.doubted(used), local, positions[lost])
             total = weights.sum(dim=1)
         return weights, total
+
+    def surprise(self, evidence: Evidence) -> Tensor:
+        """-log P(what is seen at i | what is seen before i), (b, length) nats; the sum is the state's exact NLL.
+
+        Raises:
+            UsageError: this law does not offer it.
+        """
+        raise UsageError(
+            f"the law '{self.name}' gives no energy of noised states; the tasks product, markov and hmm do"
+        )
 
     def begin(self, batch: int, length: int) -> dict[str, Any]:
         """Memory for writing `batch` sequences of `length` tokens from left to right."""

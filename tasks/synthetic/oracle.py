@@ -18,7 +18,7 @@ from tsdfm_bench.api import OracleForm
 from tsdfm_bench.errors import UsageError, unknown_name
 from tsdfm_bench.tasks.synthetic.law import Evidence, Law
 
-FORMS: tuple[OracleForm, ...] = ("posterior", "score", "causal")
+FORMS: tuple[OracleForm, ...] = ("posterior", "score", "causal", "energy")
 SOURCES = ("mask", "uniform")
 
 
@@ -109,7 +109,33 @@ class OracleCausal:
         return {"denoiser": self.module}
 
 
-def make_oracle(law: Law, form: OracleForm, source: str | None) -> OracleDenoiser | OracleCausal:
+class OracleEnergy(nn.Module):
+    """The exact NLL of noised states in the place of an energy compass (TS-DFM's upper bound, arXiv 2605.07924).
+
+    E(x, t) = -log p_t(x) / length, the mean of the token energies -log p_t(x_i | x_1 .. x_{i-1}), kappa(t) = t.
+
+    Args:
+        law: of the clean sequences.
+        source: "mask" or "uniform".
+    """
+
+    def __init__(self, law: Law, source: str) -> None:
+        super().__init__()
+        self.law, self.masked = law, source == "mask"
+
+    def forward(self, tokens: Tensor, time: Tensor, origin: Tensor | None = None) -> Tensor:
+        """(b, length) states at times (b,) -> (b, length) fp32 token energies; `origin` plays no role."""
+        size, kappa = self.law.vocab_size, time.double().cpu()
+        if self.masked:  # a mask is seen with probability 1 - kappa whatever is under it, a token with kappa
+            known = tokens.cpu() < size
+            chance = torch.where(known, kappa[:, None], 1 - kappa[:, None]).clamp_min(1e-300)
+            energy = self.law.surprise(Evidence.masked(tokens.cpu(), size)) - chance.log()
+        else:
+            energy = self.law.surprise(Evidence.uniform(tokens.cpu(), kappa, size))
+        return energy.float().to(tokens.device)
+
+
+def make_oracle(law: Law, form: OracleForm, source: str | None) -> OracleDenoiser | OracleCausal | OracleEnergy:
     """The oracle of a form; raises UsageError for a form or source there is none for."""
     if form not in FORMS:
         raise unknown_name("form of an oracle", form, FORMS)
@@ -117,4 +143,4 @@ def make_oracle(law: Law, form: OracleForm, source: str | None) -> OracleDenoise
         return OracleCausal(law)
     if source not in SOURCES:
         raise UsageError(f"the oracle knows the sources {' and '.join(SOURCES)}, not '{source}'")
-    return OracleDenoiser(law, source, form)
+    return OracleEnergy(law, source) if form == "energy" else OracleDenoiser(law, source, form)

@@ -190,7 +190,7 @@ class Markov(Synthetic):
     name = "markov"
     description = "a stationary first-order Markov chain; posterior by forward-backward"
     defaults: ClassVar[Mapping[str, int]] = {"vocab": 32, "length": 64}
-    references = ("real", "unigram", "shuffled", "loop")
+    references = ("real", "unigram", "loop")
 
     @staticmethod
     def make_law(options: Mapping[str, int]) -> Law:
@@ -206,7 +206,7 @@ class HMM(Synthetic):
     name = "hmm"
     description = "a hidden Markov model (unifilar machine, no finite order); posterior by forward-backward"
     defaults: ClassVar[Mapping[str, int]] = {"vocab": 16, "states": 4, "length": 64}
-    references = ("real", "unigram", "bigram", "shuffled", "loop")
+    references = ("real", "unigram", "bigram", "loop")
 
     @staticmethod
     def make_law(options: Mapping[str, int]) -> Law:
@@ -214,3 +214,31 @@ class HMM(Synthetic):
         from tsdfm_bench.tasks.synthetic.recipe import machine
 
         return machine(options["vocab"], options["states"])
+
+
+class BracketGrammar(Synthetic):
+    """Well-nested brackets and letters of a probabilistic grammar. Options: kinds, letters, length."""
+
+    name = "grammar"
+    description = (
+        "nested brackets and letters of a probabilistic grammar, at a fixed length; posterior by inside-outside"
+    )
+    defaults: ClassVar[Mapping[str, int]] = {"kinds": 3, "letters": 4, "length": 24}
+    references = ("real", "unigram", "bigram", "shuffled", "loop")
+
+    @staticmethod
+    def make_law(options: Mapping[str, int]) -> Law:
+        """See `grammar.brackets`."""
+        from tsdfm_bench.tasks.synthetic.grammar import LETTERS, OPEN, brackets
+
+        for key, most in (("kinds", len(OPEN)), ("letters", len(LETTERS))):
+            if options[key] > most:
+                raise UsageError(f"option '{key}' of task 'grammar' is at most {most}, not {options[key]}")
+        return brackets(options["kinds"], options["letters"])
+
+    @staticmethod
+    def symbols_of(options: Mapping[str, int]) -> list[str]:
+        """Brackets, then letters."""
+        from tsdfm_bench.tasks.synthetic.grammar import symbols
+
+        return symbols(options["kinds"], options["letters"])
