@@ -43,6 +43,8 @@ class Interval:
         reason: why it is not BCa, or why there is none; else "".
         standard_error: standard deviation over the resamples; NaN if there is none.
         confidence, resamples, seed: how it was made.
+        over: what was resampled: "sequences", "prompts", "training seeds".
+        units: number of these, if they are not sequences.
     """
 
     value: float
@@ -55,6 +57,8 @@ class Interval:
     confidence: float = CONFIDENCE
     resamples: int = RESAMPLES
     seed: int = 0
+    over: str = "sequences"
+    units: int | None = None
 
     def __str__(self) -> str:
         return f"{self.value:.6g} [{self.low:.6g}, {self.high:.6g}]"
@@ -64,8 +68,10 @@ class Interval:
         """One line for the summary's `interval` column."""
         if self.method == "none":
             return f"no interval: {self.reason}"
-        text = f"{100 * self.confidence:g} % {self.method} bootstrap over {self.n} sequences"
-        text += f", {self.resamples} resamples, seed {self.seed}"
+        kind = f"{self.method} bootstrap" if self.resamples else self.method
+        many = f"{self.n} sequences" if self.units is None else f"{self.units} {self.over} ({self.n} sequences)"
+        text = f"{100 * self.confidence:g} % {kind} over {many}"
+        text += f", {self.resamples} resamples, seed {self.seed}" if self.resamples else ""
         return f"{text} ({self.reason})" if self.reason else text
 
 
