@@ -354,6 +354,29 @@ def verify(
     _leave(lambda: verify_command(folder, claims, only, json, strict))
 
 
+@app.command()
+def figures(
+    results: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--results", metavar="FOLDER", help="Run folder, or a folder of them (default: the recorded results)."
+        ),
+    ] = None,
+    only: Annotated[Text, typer.Option("--only", metavar="LIST", help="Names, e.g. figure1,table1.")] = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", "-o", metavar="FOLDER", help="Where to (default: figures/ of the run folder, or here)."),
+    ] = None,
+    list: Annotated[bool, typer.Option("--list", help="Say what is current, stale or not drawn; draw nothing.")] = False,
+    plugin: Plugin = None,
+    json: Json = False,
+) -> None:
+    """Draw the paper's tables and figures from stored results."""
+    from tsdfm_bench.commands.figures import figures_command
+
+    _leave(lambda: figures_command(results, only, out, plugin or [], list, json))
+
+
 Name = Annotated[Text, typer.Argument(help="Show everything about this one.", show_default=False)]
 
 

@@ -41,7 +41,7 @@ _REQUIRED: Mapping[str, tuple[str, ...]] = {
     "tasks": ("load", "decode", "encode", "reference", "prompts"),
     "scorers": ("load", "networks", "score"),
     "metrics": ("info", "load", "compute"),
-    "figures": (),
+    "figures": ("title", "make"),
 }
 _INFO: Mapping[str, type] = {"methods": MethodInfo, "tasks": TaskInfo, "scorers": ScorerInfo, "metrics": MetricInfo}
 

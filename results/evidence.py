@@ -22,13 +22,15 @@ from typing import TYPE_CHECKING, Any
 from tsdfm_bench.results.flags import GROUP
 from tsdfm_bench.results.replicates import Replicates
 from tsdfm_bench.results.rows import CellRows, Row, cells_of, pick
-from tsdfm_bench.results.schema import read_summary
+from tsdfm_bench.results.schema import empty, from_rows, read_summary
 from tsdfm_bench.results.store import RunFolder, StoreError
 from tsdfm_bench.results.training import COSTS, TRAJECTORIES, VARIANTS, Costs, Variants, read_costs, read_variants
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+
+    from tsdfm_bench.results.columns import Terms
 
 _INSIDE = ("cells", "scores", "columns", "features", "tables", "figures", "jobs", "measurements")
 _IDENTITY = ("scorer_revision", "scorer_dtype", "definition")
@@ -139,11 +141,44 @@ class Evidence:
         """Finished cells that fit; see `fits`."""
         return [cell for cell in self.cells if (group is None or cell.group == group) and fits(cell, where)]
 
+    @cached_property
+    def replicates(self) -> Replicates:
+        """Replicates of the values of all cells, each from its own run."""
+        return _Joined(self.cells)
+
+    def summary(self, cells: Iterable[EvidenceCell] | None = None) -> pd.DataFrame:
+        """A summary of these cells (default: all that are finished), from whichever runs they come."""
+        chosen = self.cells if cells is None else cells
+        return from_rows([{k: v for k, v in row.items() if v is not None} for c in chosen for row in c.rows.values()])
+
     def scorers(self, cells: Iterable[CellRows], metric: str | None) -> list[str]:
         """Scorers under which all of these cells have a finite value of a metric, in order of first appearance."""
         cells = list(cells)
         every = list(dict.fromkeys(scorer for cell in cells for scorer in cell.judges(metric)))
         return [scorer for scorer in every if all(cell.of(metric, scorer) for cell in cells)]
+
+
+class _Joined(Replicates):
+    """Replicates of several runs, each asked for its own cells."""
+
+    def __init__(self, cells: Iterable[EvidenceCell]) -> None:
+        super().__init__(empty())
+        self._homes = {cell.id: cell.replicates for cell in cells}
+
+    def row(self, cell: str, metric: str, scorer: str = "") -> dict[str, Any]:
+        return self._homes[cell].row(cell, metric, scorer)
+
+    def of(self, cell: str, metric: str, scorer: str = "") -> np.ndarray:
+        return self._homes[cell].of(cell, metric, scorer)
+
+    def how(self, cell: str, metric: str, scorer: str = "") -> str:
+        return self._homes[cell].how(cell, metric, scorer)
+
+    def terms(self, cell: str, metric: str, scorer: str = "") -> Terms | None:
+        return self._homes[cell].terms(cell, metric, scorer)
+
+    def clusters(self, cell: str) -> np.ndarray | None:
+        return self._homes[cell].clusters(cell)
 
 
 def fits(cell: EvidenceCell, where: Mapping[str, Any]) -> bool:

@@ -1,0 +1,178 @@
+"""What a figure of the paper is: a class with a title, the sweep that makes its rows, and `make`, pure in its results.
+
+A third-party figure is the same, registered under the entry point group `tsdfm_bench.figures` (or in a local file,
+FIGURES = {"name": Class}, given with --plugin):
+
+    class Mine:
+        title = "gen-PPL by length"
+        sweep = "my-sweep.toml"                       # named when rows are missing
+        def make(self, evidence: Evidence) -> list[Made]: ...
+
+`make` returns one `Made` per file name, with everything that is needed to check it later: the rows it shows, what is
+missing, and the published numbers beside them. It raises `NothingToDraw` if no row is there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from tsdfm_bench.paper_figures.published import Number
+from tsdfm_bench.results.evidence import Evidence, EvidenceCell
+from tsdfm_bench.results.plots import NothingToDraw
+from tsdfm_bench.results.rows import Row
+from tsdfm_bench.results.table_model import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Made", "NothingToDraw", "PaperFigure", "Scene", "scenes", "unique_rows"]
+
+SOURCES = {
+    "tsdfm": ("uniform", "mask"),
+    "fsdfm": ("uniform", "mask"),
+    "dfm": ("uniform", "mask"),
+    "mdlm": ("mask",),
+    "sedd": ("mask", "uniform"),
+}
+SHORT, LONG = 8, 1024
+
+
+@dataclass(frozen=True)
+class Made:
+    """One table or figure, ready to be saved.
+
+    Args:
+        name: file name without ending.
+        title: one line.
+        rows: rows of the summary it shows (mappings with cell, metric, scorer, value, low, high, n).
+        figure: a matplotlib figure made inside `results.style.styled()`, or None.
+        table: a table, or None; one of the two is given.
+        notes: sentences for the caption.
+        missing: what should be there and is not; the figure is marked.
+        published: numbers from the literature that it shows.
+    """
+
+    name: str
+    title: str
+    rows: list[Row]
+    figure: Figure | None = None
+    table: Table | None = None
+    notes: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    published: list[Number] = field(default_factory=list)
+
+
+class PaperFigure(Protocol):
+    """See the module's text."""
+
+    title: ClassVar[str]
+    sweep: ClassVar[str]
+
+    def make(self, evidence: Evidence) -> list[Made]:
+        """The tables or figures that these results allow.
+
+        Raises:
+            NothingToDraw: none; the message says what is missing.
+        """
+        ...
+
+
+class Scene:
+    """The comparable cells of one text setting, at temperature 1, without nucleus and options.
+
+    Args:
+        evidence: where they come from.
+        group: task, tokenizer, data, length and prefix.
+    """
+
+    def __init__(self, evidence: Evidence, group: tuple[Any, ...]) -> None:
+        self.evidence, self.group = evidence, group
+        self.task, self.length = str(group[0]), group[3]
+        self.everything = [cell for cell in evidence.cells if cell.group == group]
+        self.cells = [cell for cell in self.everything if cell.first["kind"] == "method" and _plain(cell)]
+        self._by_key: dict[tuple[Any, ...], EvidenceCell] = {}
+        self.left_out = 0
+        for cell in self.cells:
+            key = (cell.first["method"], cell.first["source"], cell.first["steps"])
+            if key in self._by_key:
+                self.left_out += 1
+                if (cell.n or 0) <= (self._by_key[key].n or 0):
+                    continue
+            self._by_key[key] = cell
+        self.cells = list(self._by_key.values())
+        metrics = {metric for cell in self.everything for metric, _ in cell.rows}
+        self.metrics = metrics
+        self.undone = [cell for cell in evidence.undone if cell.first["task"] in ("", self.task)]
+
+    @property
+    def name(self) -> str:
+        """Task and length."""
+        return f"{self.task}, {self.length} tokens" + (f", prefix {self.group[4]}" if self.group[4] else "")
+
+    @property
+    def real(self) -> EvidenceCell | None:
+        """Held-out real text."""
+        return next((cell for cell in self.everything if cell.is_real), None)
+
+    @property
+    def references(self) -> list[EvidenceCell]:
+        """Real text first, then canaries."""
+        found = [cell for cell in self.everything if cell.first["kind"] == "reference"]
+        return sorted(found, key=lambda cell: not cell.is_real)
+
+    def cell(self, method: str, source: str | None, steps: int | None) -> EvidenceCell | None:
+        """One generator's cell."""
+        return self._by_key.get((method, source or "", steps))
+
+    def metric(self, role: str) -> str | None:
+        """The metric of this text that plays a role, see `results.rows.pick`."""
+        from tsdfm_bench.results.rows import pick
+
+        return pick(self.metrics, role)
+
+    def scorers(self, metric: str | None) -> list[str]:
+        """Scorers with any value of a metric here, in order of first appearance."""
+        return list(dict.fromkeys(scorer for cell in self.everything for scorer in cell.judges(metric)))
+
+    def absent(self, wanted: list[tuple[str, str, int]]) -> list[str]:
+        """Names of wanted cells (method, source, steps) that are not finished, and why if that is known."""
+        reasons = {
+            (c.first["method"], c.first["source"], c.first["steps"]): f" ({c.first['state']}: {c.first['reason']})"
+            for c in self.undone
+        }
+        return [
+            f"{method} {source} {steps} steps{reasons.get((method, source, steps), '')}"
+            for method, source, steps in wanted
+            if self.cell(method, source, steps) is None
+        ]
+
+
+def _plain(cell: EvidenceCell) -> bool:
+    first = cell.first
+    return (
+        first["temperature"] in (None, 1.0)
+        and first["top_p"] is None
+        and first["draw"] in ("", "fp64")
+        and not cell.options
+        and first["checkpoint"] != "oracle"
+        and (not cell.variant or bool(cell.variant["default"]))
+    )
+
+
+def scenes(evidence: Evidence) -> list[Scene]:
+    """One scene per text setting with generators, those with most rows first."""
+    return [Scene(evidence, group) for group in evidence.groups]
+
+
+def named(name: str, scene: Scene, others: list[Scene]) -> str:
+    """A file name: the plain one for the first scene, with task and length for the others."""
+    if scene is others[0]:
+        return name
+    return f"{name}-{scene.task}-{scene.length}" + (f"-{others.index(scene)}" if scene.group[4] else "")
+
+
+def unique_rows(rows: list[Row | None]) -> list[Row]:
+    """Rows without None, each once."""
+    found = {(row["cell"], row["metric"], row["scorer"]): row for row in rows if row is not None}
+    return list(found.values())

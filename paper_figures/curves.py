@@ -1,0 +1,53 @@
+"""Frontier and speed-quality: the two figures that the paper lacks, drawn by `results.plots` from all runs together.
+
+A perplexity at one temperature says little without its entropy (arXiv 2604.02718), and a step count says little about
+time. The frontier shows gen-PPL against entropy over temperatures; the other figure shows it against network calls and
+measured seconds.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from tsdfm_bench.paper_figures.base import Made, NothingToDraw
+from tsdfm_bench.results import plots
+from tsdfm_bench.results.evidence import Evidence
+
+
+class Frontier:
+    """gen-PPL against entropy over temperatures."""
+
+    title: ClassVar[str] = "gen-PPL against entropy"
+    sweep: ClassVar[str] = "frontier"
+
+    def make(self, evidence: Evidence) -> list[Made]:
+        """One figure per text setting and scorer."""
+        return _drawn("frontier", evidence)
+
+
+class Speed:
+    """gen-PPL against calls and seconds."""
+
+    title: ClassVar[str] = "gen-PPL against calls and seconds"
+    sweep: ClassVar[str] = "table1"
+
+    def make(self, evidence: Evidence) -> list[Made]:
+        """One figure per text setting and scorer."""
+        return _drawn("cost", evidence)
+
+
+def _drawn(kind: str, evidence: Evidence) -> list[Made]:
+    if not evidence.cells:
+        raise NothingToDraw("no finished cell")
+    name = {"cost": "speed-quality"}.get(kind, kind)
+    summary = evidence.summary([cell for cell in evidence.cells if not cell.variant or cell.variant["default"]])
+    return [
+        Made(
+            name=drawing.name.replace(kind, name, 1),
+            title=drawing.title,
+            rows=drawing.rows,
+            figure=drawing.figure,
+            notes=drawing.notes,
+        )
+        for drawing in plots.draw(kind, summary, replicates=evidence.replicates)
+    ]

@@ -1,0 +1,194 @@
+"""Figure 1: generative perplexity against steps, with the teacher at 1,024 steps and the student's 8-step point.
+
+One file per scorer; per source distribution a panel of perplexity and below it one of entropy, which belongs to it: a
+perplexity below the teacher's says little where entropy is below it too. The paper's own claim (32 % below the teacher,
+arXiv 2605.07924, abstract) is drawn as a mark at 8 steps, relative to the teacher measured here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from tsdfm_bench.paper_figures.axes import bars, log_axis, mark_incomplete, step_axis
+from tsdfm_bench.paper_figures.base import LONG, SHORT, Made, NothingToDraw, Scene, named, scenes, unique_rows
+from tsdfm_bench.paper_figures.published import published
+from tsdfm_bench.results.evidence import Evidence, EvidenceCell
+from tsdfm_bench.results.numbers import plain
+from tsdfm_bench.results.replicates import interval
+from tsdfm_bench.results.rows import Row
+from tsdfm_bench.results.stats import Interval
+from tsdfm_bench.results.style import COLUMN_IN, FAINT, INK, Label, finish, looks, new_figure, styled, text_colour
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ORDER = ("tsdfm", "fsdfm", "dfm", "mdlm", "sedd")
+
+
+class Figure1:
+    """See the module's text."""
+
+    title: ClassVar[str] = "gen-PPL against steps"
+    sweep: ClassVar[str] = "figure1"
+
+    def make(self, evidence: Evidence) -> list[Made]:
+        """One figure per text setting and scorer."""
+        places = [scene for scene in scenes(evidence) if _drawable(scene)]
+        if not places:
+            raise NothingToDraw("no generator has gen-PPL and entropy at a step count")
+        found = []
+        for scene in places:
+            judges = scene.scorers(scene.metric("perplexity"))
+            found += [_one(scene, judge, named("figure1", scene, places)) for judge in judges]
+        return found
+
+
+def _drawable(scene: Scene) -> bool:
+    return bool(scene.metric("perplexity") and scene.metric("entropy") and any(c.first["steps"] for c in scene.cells))
+
+
+def _lines(scene: Scene, judge: str) -> dict[str, dict[str, list[EvidenceCell]]]:
+    """Cells with both values by source and method, in order of steps."""
+    ppl, entropy = scene.metric("perplexity"), scene.metric("entropy")
+    lines: dict[str, dict[str, list[EvidenceCell]]] = {}
+    for cell in scene.cells:
+        if cell.first["steps"] is not None and cell.of(ppl, judge) and cell.of(entropy):
+            lines.setdefault(cell.first["source"], {}).setdefault(cell.first["method"], []).append(cell)
+    return {
+        source: {
+            method: sorted(methods[method], key=lambda cell: cell.first["steps"])
+            for method in sorted(methods, key=lambda name: (ORDER.index(name) if name in ORDER else 99, name))
+        }
+        for source, methods in sorted(lines.items(), key=lambda item: item[0] != "uniform")
+    }
+
+
+def _one(scene: Scene, judge: str, name: str) -> Made:
+    ppl, entropy = scene.metric("perplexity"), scene.metric("entropy")
+    lines = _lines(scene, judge)
+    rows: list[Row | None] = []
+    notes: list[str] = []
+    with styled():
+        figure, grid = new_figure(
+            COLUMN_IN, 0.3 + 2.35 * len(lines), rows=2 * len(lines), sharex=True, height_ratios=[5, 3] * len(lines)
+        )
+        look = looks([*ORDER, *(method for methods in lines.values() for method in methods)])
+        panels: dict[Axes, list[Label]] = {}
+        steps: list[int] = []
+        for i, (source, methods) in enumerate(lines.items()):
+            top, bottom = grid[2 * i], grid[2 * i + 1]
+            panels[top] = []
+            for method, cells in methods.items():
+                x = [int(cell.first["steps"]) for cell in cells]
+                steps += x
+                for axes, metric, scorer in ((top, ppl, judge), (bottom, entropy, "")):
+                    values = [cell.rows[metric or "", scorer] for cell in cells]
+                    axes.plot(x, [row["value"] for row in values], **look[method])
+                    bars(axes, x, values, look[method]["color"])
+                    rows += values
+                panels[top].append(
+                    Label(x[-1], float(cells[-1].rows[ppl or "", judge]["value"]), method, look[method]["color"])
+                )
+            rows += _references(scene, judge, top, bottom, panels[top], max(steps))
+            notes += _headline(scene, judge, source, top, str(look["dfm"]["color"]))
+            top.set_title(f"{source} source" if source else "no source")
+            top.set_ylabel(f"gen-PPL ({judge})")
+            bottom.set_ylabel("entropy\n(nats)")
+            log_axis(top, "y")
+        grid[-1].set_xlabel("sampling steps")
+        step_axis(grid[-1], steps)
+        wanted = [(m, s, n) for s in lines if s for m, n in (("tsdfm", SHORT), ("dfm", LONG))]
+        missing = scene.absent(wanted)
+        finish(figure, panels)
+        mark_incomplete(figure, missing)
+    shown = unique_rows(rows)
+    notes += _common(shown, scene)
+    return Made(
+        name=f"{name}-{judge}".replace(":", "-").replace("/", "-"),
+        title=f"gen-PPL ({judge}) against steps, {scene.name}",
+        rows=shown,
+        figure=figure,
+        notes=notes,
+        missing=missing,
+        published=[published().claim("32-percent")],
+    )
+
+
+def _references(scene: Scene, judge: str, top: Axes, bottom: Axes, labels: list[Label], right: int) -> list[Row | None]:
+    """Real text as a line in both panels."""
+    if scene.real is None:
+        return []
+    found = []
+    for axes, metric, scorer in ((top, scene.metric("perplexity"), judge), (bottom, scene.metric("entropy"), "")):
+        row = scene.real.of(metric, scorer)
+        if row is not None:
+            axes.axhline(row["value"], color=INK, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
+            if axes is top:
+                labels.append(Label(right, row["value"], "real text"))
+            found.append(row)
+    return found
+
+
+def against_teacher(scene: Scene, judge: str, source: str) -> Interval | None:
+    """By how many percent the student at 8 steps is below the teacher at 1,024; None if one of them is missing."""
+    student, teacher = scene.cell("tsdfm", source, SHORT), scene.cell("dfm", source, LONG)
+    ppl = scene.metric("perplexity") or ""
+    if student is None or teacher is None or not (student.of(ppl, judge) and teacher.of(ppl, judge)):
+        return None
+    (a, a_redrawn, _), (b, b_redrawn, _) = student.value(ppl, judge), teacher.value(ppl, judge)
+    return interval(100 * (1 - a / b), 100 * (1 - a_redrawn / b_redrawn), n=min(student.n or 0, teacher.n or 0))
+
+
+def _headline(scene: Scene, judge: str, source: str, top: Axes, color: str) -> list[str]:
+    """The teacher's level, the student's point and the paper's mark; returns sentences for the caption."""
+    ppl = scene.metric("perplexity") or ""
+    teacher, student = scene.cell("dfm", source, LONG), scene.cell("tsdfm", source, SHORT)
+    notes = []
+    claim = published().claim("32-percent")
+    level = teacher.of(ppl, judge) if teacher is not None else None
+    point = student.of(ppl, judge) if student is not None else None
+    if level is not None:
+        top.axhline(level["value"], color=color, linewidth=0.8, linestyle=(0, (4, 1.5)), zorder=1.2)
+        top.annotate(
+            f"teacher (dfm), {LONG:,} steps",
+            (0.0, level["value"]),
+            xycoords=("axes fraction", "data"),
+            xytext=(2, 1.5),
+            textcoords="offset points",
+            fontsize=5.5,
+            color=text_colour(color),
+        )
+        mark = level["value"] * (1 - (claim.value or 0) / 100)
+        top.plot(SHORT, mark, marker="_", markersize=11, markeredgewidth=1.4, color=FAINT, linestyle="none", zorder=3)
+        top.annotate(
+            f"paper: {claim.value:g} % below",
+            (SHORT, mark),
+            xytext=(7, -2),
+            textcoords="offset points",
+            fontsize=5.5,
+            color=FAINT,
+        )
+    if point is not None and student is not None:
+        top.plot(
+            SHORT, point["value"], marker="o", markersize=8, markerfacecolor="none", color=INK, markeredgewidth=0.9
+        )
+        found = against_teacher(scene, judge, source)
+        collapsed = "entropy-low" in student.flags
+        if found is not None:
+            ends = f" [{plain(found.low)}, {plain(found.high)}]" if found.method != "none" else ""
+            notes.append(
+                f"{source or 'no'} source: tsdfm at {SHORT} steps is {plain(found.value)} %{ends} below the teacher at "
+                f"{LONG:,} steps; the paper says {claim.value:g} %."
+            )
+        if collapsed:
+            notes.append(f"{source} source: the student's entropy is below that of real text: see the lower panel.")
+    return notes
+
+
+def _common(rows: list[Row], scene: Scene) -> list[str]:
+    counts = sorted({int(row["n"]) for row in rows if row["n"] is not None})
+    notes = [f"n = {', '.join(map(str, counts))} sequences; bars are 95 % intervals over sequences."] if counts else []
+    if scene.left_out:
+        notes.append(f"{scene.left_out} further cells with other weights or seeds are not shown.")
+    definitions = dict.fromkeys(row["definition"] for row in rows if row["scorer"])
+    return [*notes, *(f"{text}." for text in definitions if text)]

@@ -1,0 +1,136 @@
+"""Figure 3: what the gain depends on: K, the policy, the rule of choice, and the controls that explain it away.
+
+One line per variant: quality on the left, entropy on the right, because a choice by energy can lower perplexity by
+lowering entropy alone. Small marks are training seeds, large ones their mean with its 95 % interval.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from tsdfm_bench.paper_figures.ablation import Ablation, Level, ablations
+from tsdfm_bench.paper_figures.axes import log_axis, mark_incomplete
+from tsdfm_bench.paper_figures.base import Made, NothingToDraw, unique_rows
+from tsdfm_bench.results.evidence import Evidence
+from tsdfm_bench.results.rows import Row, finite
+from tsdfm_bench.results.style import COLUMN_IN, FAINT, INK, PALETTE, new_figure, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+GROUPS = {"K": "candidates K", "policy": "policy", "rule": "rule", "control": "control"}
+NAMES = {
+    "none": "shaped (default)",
+    "unshaped": "unshaped",
+    "entropy_matched": "entropy-matched",
+    "flop_matched": "FLOP-matched",
+    "random_pick": "random pick",
+    "argmax_pick": "worst pick",
+    "shuffled_energy": "shuffled energy",
+    "compass_at_inference": "compass when sampling",
+    "oracle": "oracle compass",
+    "seq": "sequence",
+    "token": "token",
+    "seq_to_token": "sequence, then token",
+}
+WANTED = {
+    "K": ("1", "2", "4", "8", "16"),
+    "policy": ("seq", "token", "seq_to_token"),
+    "control": ("unshaped", "entropy_matched", "flop_matched", "random_pick", "oracle"),
+}
+
+
+class Figure3:
+    """See the module's text."""
+
+    title: ClassVar[str] = "K, policy and controls"
+    sweep: ClassVar[str] = "figure3"
+
+    def make(self, evidence: Evidence) -> list[Made]:
+        """One figure per text setting, source and judge of quality."""
+        found = []
+        for ablation in ablations(evidence):
+            groups = {key: levels for key in GROUPS if len(levels := ablation.levels(key)) > 1}
+            if not groups:
+                continue
+            for metric, scorer in ablation.quality:
+                name = "figure3" if not found else f"figure3-{ablation.task}-{ablation.source}-{scorer or metric}"
+                found.append(_one(ablation, groups, metric, scorer, name.replace(":", "-").replace("/", "-")))
+        if not found:
+            raise NothingToDraw("no two variants that differ in K, policy, rule or control alone")
+        return found
+
+
+def _one(ablation: Ablation, groups: dict[str, list[Level]], metric: str, scorer: str, name: str) -> Made:
+    lines = sum(len(levels) + 1 for levels in groups.values())
+    rows: list[Row | None] = []
+    with styled():
+        figure, (left, right) = new_figure(COLUMN_IN, 0.55 + 0.15 * lines, columns=2, sharey=True, width_ratios=[3, 2])
+        y, ticks, labels = 0.0, [], []
+        for key, levels in groups.items():
+            ticks.append(y)
+            labels.append(GROUPS[key])
+            y += 1
+            for level in levels:
+                for axes, measure in ((left, (metric, scorer)), (right, (ablation.entropy, ""))):
+                    _level(axes, y, level, *measure)
+                    rows += level.rows(*measure)
+                ticks.append(y)
+                labels.append(_name(key, level))
+                y += 1
+        _default_line(left, groups, metric, scorer)
+        _default_line(right, groups, ablation.entropy, "")
+        left.set_yticks(ticks, labels)
+        for text in left.get_yticklabels():
+            if text.get_text() in GROUPS.values():
+                text.set_fontweight("bold")
+        left.set_ylim(y - 0.4, -0.6)
+        for axes in (left, right):
+            axes.grid(visible=False, axis="y")
+            axes.tick_params(axis="y", length=0)
+        left.set_xlabel("excess NLL (nats/token)" if metric == "excess_nll" else f"gen-PPL ({scorer})")
+        right.set_xlabel("entropy (nats)")
+        if metric != "excess_nll":
+            log_axis(left, "x")
+        missing = [
+            f"{GROUPS[key]} {NAMES.get(value, value)}"
+            for key, values in WANTED.items()
+            for value in values
+            if value not in {level.name for level in groups.get(key, [])}
+        ]
+        figure.draw_without_rendering()
+        mark_incomplete(figure, missing)
+    shown = unique_rows(rows)
+    notes = [
+        "Each line differs from the default in one setting. Small marks are training seeds, large ones their mean with "
+        "its 95 % interval (t, over seeds; over sequences where there is one seed). The vertical line is the default.",
+        *(f"{text}." for text in dict.fromkeys(row["definition"] for row in shown if row["definition"])),
+    ]
+    return Made(name, f"K, policy and controls; {ablation.name}", shown, figure=figure, notes=notes, missing=missing)
+
+
+def _name(key: str, level: Level) -> str:
+    return NAMES.get(level.name, level.name) if key != "K" else level.name
+
+
+def _level(axes: Axes, y: float, level: Level, metric: str, scorer: str) -> None:
+    found = level.estimate(metric, scorer)
+    if found is None:
+        return
+    value, low, high = found
+    color = PALETTE[1] if level.is_default else PALETTE[0]
+    seeds = [row["value"] for row in level.rows(metric, scorer)]
+    if len(seeds) > 1:
+        axes.plot(seeds, [y] * len(seeds), marker="|", markersize=4, color=FAINT, linestyle="none", zorder=1.5)
+    if finite(low) and finite(high):
+        axes.plot([low, high], [y, y], color=color, linewidth=0.9)
+    axes.plot(
+        value, y, marker="o" if level.is_default else "s", color=color, markersize=3.8, linestyle="none", zorder=3
+    )
+
+
+def _default_line(axes: Axes, groups: dict[str, list[Level]], metric: str, scorer: str) -> None:
+    level = next((level for levels in groups.values() for level in levels if level.is_default), None)
+    found = level.estimate(metric, scorer) if level is not None else None
+    if found is not None:
+        axes.axvline(found[0], color=INK, linewidth=0.6, linestyle=(0, (2, 2)), zorder=1)
