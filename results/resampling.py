@@ -39,13 +39,13 @@ _weights: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
 
 
 def multiplicities(units: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """(resamples, units) float64: how often each unit occurs in each resample; the last few are kept."""
+    """(resamples, units) float32: how often each unit occurs in each resample; the last few are kept."""
     key = (units, resamples, seed)
     if key not in _weights:
         index = np.random.default_rng(seed).integers(0, units, (resamples, units), dtype=np.int64)
         index += np.arange(resamples)[:, None] * units
         counts = np.bincount(index.ravel(), minlength=resamples * units)
-        _weights[key] = counts.reshape(resamples, units).astype(np.float64)
+        _weights[key] = counts.reshape(resamples, units).astype(np.float32)
         while len(_weights) > 1 and sum(array.nbytes for array in _weights.values()) > _CACHE_BYTES:
             _weights.popitem(last=False)
     _weights.move_to_end(key)
@@ -324,6 +324,13 @@ class _Sample:
             self.r = [x.sum(axis=0) / total for x, total in zip(a, self.total, strict=True)]
             # e = a - r b sums to zero, so its resampled sums and squares lose no digits to cancellation.
             self.e = [x - r * b for x, r, b in zip(a, self.r, self.b, strict=True)]
+            # In units of their own spread, so that single precision is enough for resampled sums.
+            spread = [np.sqrt((e**2).mean(axis=0)) for e in self.e]
+            level = [total / self.n for total in self.total]
+            safe = [np.where((size > 0) & np.isfinite(size), size, 1.0) for size in spread]
+            self.unit = [size / mean for size, mean in zip(safe, level, strict=True)]
+            self._e = [(e / size).astype(np.float32) for e, size in zip(self.e, safe, strict=True)]
+            self._b = [(b / mean).astype(np.float32) for b, mean in zip(self.b, level, strict=True)]
         self.positive = np.all([(x >= 0).all(axis=0) for x in a], axis=0)
         self.even = all(bool((b == b[:1]).all()) for b in self.b)  # every unit counts alike: sums of b are no news
         self.pairs = [(i, j) for i in range(self.k) for j in range(i, self.k)]
@@ -337,32 +344,33 @@ class _Sample:
     def resampled(self, counts: np.ndarray) -> tuple[list[np.ndarray], dict[tuple[int, int], np.ndarray]]:
         """Ratios and their linearised covariances, (B, K) each, for (B, n) multiplicities."""
         k, pairs = range(self.k), self.pairs
-        columns = [*self.e, *(self.e[i] * self.e[j] for i, j in pairs)]
+        columns = [*self._e, *(self._e[i] * self._e[j] for i, j in pairs)]
         if not self.even:
-            columns += [*self.b, *(self.e[i] * self.b[j] for i in k for j in k)]
-            columns += [self.b[i] * self.b[j] for i, j in pairs]
+            columns += [*self._b, *(self._e[i] * self._b[j] for i in k for j in k)]
+            columns += [self._b[i] * self._b[j] for i, j in pairs]
         width = columns[0].shape[1]
         sums = counts @ np.concatenate(columns, axis=1)
-        parts = iter([sums[:, at * width : (at + 1) * width] for at in range(len(columns))])
+        parts = iter([sums[:, at * width : (at + 1) * width].astype(np.float64) for at in range(len(columns))])
         e = [next(parts) for _ in k]
         ee = {pair: next(parts) for pair in pairs}
         with np.errstate(all="ignore"):
             if self.even:
-                shift = [x / total for x, total in zip(e, self.total, strict=True)]
-                cov = {(i, j): (ee[i, j] - e[i] * e[j] / self.n) / (self.total[i] * self.total[j]) for i, j in pairs}
+                b = [np.full_like(x, self.n) for x in e]
+                shift = [x / self.n for x in e]
+                cov = {(i, j): ee[i, j] - e[i] * e[j] / self.n for i, j in pairs}
             else:
                 b = [next(parts) for _ in k]
                 eb = {(i, j): next(parts) for i in k for j in k}
                 bb = {pair: next(parts) for pair in pairs}
                 shift = [x / y for x, y in zip(e, b, strict=True)]
                 cov = {
-                    (i, j): (ee[i, j] - shift[j] * eb[i, j] - shift[i] * eb[j, i] + shift[i] * shift[j] * bb[i, j])
-                    / (b[i] * b[j])
+                    (i, j): ee[i, j] - shift[j] * eb[i, j] - shift[i] * eb[j, i] + shift[i] * shift[j] * bb[i, j]
                     for i, j in pairs
                 }
-        factor = self.n / (self.n - 1)
-        ratios = [r + s for r, s in zip(self.r, shift, strict=True)]
-        return ratios, {pair: c * factor for pair, c in cov.items()}
+            factor = self.n / (self.n - 1)
+            unit = self.unit
+            ratios = [r + u * s for r, u, s in zip(self.r, unit, shift, strict=True)]
+            return ratios, {(i, j): c * (factor * unit[i] * unit[j]) / (b[i] * b[j]) for (i, j), c in cov.items()}
 
 
 def _variance(slopes: Sequence[np.ndarray], covariances: Sequence[dict[tuple[int, int], np.ndarray]]) -> np.ndarray:
