@@ -30,7 +30,7 @@ class Convergence:
     """See the module's text."""
 
     title: ClassVar[str] = "order of convergence"
-    sweep: ClassVar[str] = "convergence"
+    sweep: ClassVar[str] = "convergence.toml"
 
     def make(self, evidence: Evidence) -> list[Made]:
         """One figure per task with an exact law."""

@@ -7,11 +7,13 @@ measured seconds.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from tsdfm_bench.paper_figures.base import Made, NothingToDraw
 from tsdfm_bench.results import plots
-from tsdfm_bench.results.evidence import Evidence
+from tsdfm_bench.results.evidence import Evidence, EvidenceCell
 
 
 class Frontier:
@@ -22,7 +24,7 @@ class Frontier:
 
     def make(self, evidence: Evidence) -> list[Made]:
         """One figure per text setting and scorer."""
-        return _drawn("frontier", evidence)
+        return _drawn("frontier", evidence, _swept)
 
 
 class Speed:
@@ -36,11 +38,24 @@ class Speed:
         return _drawn("cost", evidence)
 
 
-def _drawn(kind: str, evidence: Evidence) -> list[Made]:
-    if not evidence.cells:
-        raise NothingToDraw("no finished cell")
+def _swept(cells: list[EvidenceCell]) -> list[EvidenceCell]:
+    """Generators at several temperatures or nucleus masses, and references: a single point is no frontier."""
+
+    def key(cell: EvidenceCell) -> tuple[Any, ...]:
+        return (*cell.group, *(cell.first[name] for name in ("label", "weights", "source", "steps", "draw", "seed")))
+
+    counts = Counter(key(cell) for cell in cells)
+    return [cell for cell in cells if cell.first["kind"] == "reference" or counts[key(cell)] > 1]
+
+
+def _drawn(
+    kind: str, evidence: Evidence, choose: Callable[[list[EvidenceCell]], list[EvidenceCell]] = list
+) -> list[Made]:
+    chosen = choose([cell for cell in evidence.cells if not cell.variant or cell.variant["default"]])
+    if not any(cell.first["kind"] == "method" for cell in chosen):
+        raise NothingToDraw("no finished generator" + (" at several temperatures" if kind == "frontier" else ""))
     name = {"cost": "speed-quality"}.get(kind, kind)
-    summary = evidence.summary([cell for cell in evidence.cells if not cell.variant or cell.variant["default"]])
+    summary = evidence.summary(chosen)
     return [
         Made(
             name=drawing.name.replace(kind, name, 1),

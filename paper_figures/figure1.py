@@ -17,7 +17,7 @@ from tsdfm_bench.results.numbers import plain
 from tsdfm_bench.results.replicates import interval
 from tsdfm_bench.results.rows import Row
 from tsdfm_bench.results.stats import Interval
-from tsdfm_bench.results.style import COLUMN_IN, FAINT, INK, Label, finish, looks, new_figure, styled, text_colour
+from tsdfm_bench.results.style import COLUMN_IN, FAINT, INK, Label, finish, looks, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,9 +86,9 @@ def _one(scene: Scene, judge: str, name: str) -> Made:
                     axes.plot(x, [row["value"] for row in values], **look[method])
                     bars(axes, x, values, look[method]["color"])
                     rows += values
-                panels[top].append(
-                    Label(x[-1], float(cells[-1].rows[ppl or "", judge]["value"]), method, look[method]["color"])
-                )
+                value = float(cells[-1].rows[ppl or "", judge]["value"])
+                text = "dfm (teacher)" if method == "dfm" and x[-1] == LONG else method
+                panels[top].append(Label(x[-1], value, text, look[method]["color"]))
             rows += _references(scene, judge, top, bottom, panels[top], max(steps))
             notes += _headline(scene, judge, source, top, str(look["dfm"]["color"]))
             top.set_title(f"{source} source" if source else "no source")
@@ -149,15 +149,6 @@ def _headline(scene: Scene, judge: str, source: str, top: Axes, color: str) -> l
     point = student.of(ppl, judge) if student is not None else None
     if level is not None:
         top.axhline(level["value"], color=color, linewidth=0.8, linestyle=(0, (4, 1.5)), zorder=1.2)
-        top.annotate(
-            f"teacher (dfm), {LONG:,} steps",
-            (0.0, level["value"]),
-            xycoords=("axes fraction", "data"),
-            xytext=(2, 1.5),
-            textcoords="offset points",
-            fontsize=5.5,
-            color=text_colour(color),
-        )
         mark = level["value"] * (1 - (claim.value or 0) / 100)
         top.plot(SHORT, mark, marker="_", markersize=11, markeredgewidth=1.4, color=FAINT, linestyle="none", zorder=3)
         top.annotate(

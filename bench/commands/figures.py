@@ -111,7 +111,8 @@ def _work(registry: Registry, name: str, evidence: Evidence, folder: Path, liste
 
 
 def _remedy(sweep: str) -> str:
-    return f"Make the rows: tsdfm-bench run --config {SWEEPS}/{sweep}-sotu.toml" if sweep else ""
+    name = sweep if sweep.endswith(".toml") else f"{sweep}-sotu.toml"
+    return f"Make the rows: tsdfm-bench run --config {SWEEPS}/{name}" if sweep else ""
 
 
 def _print(reports: list[dict[str, Any]], folder: Path, listed: bool) -> None:
