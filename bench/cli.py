@@ -163,6 +163,15 @@ BatchSize = Annotated[
 Device = Annotated[
     Text, typer.Option("--device", metavar="NAME", help="cpu, cuda, ... (default: auto).", rich_help_panel=_WHERE)
 ]
+CellTimeout = Annotated[
+    Text,
+    typer.Option(
+        "--cell-timeout",
+        metavar="S",
+        help="Seconds the sampling of one cell may take (default: no limit).",
+        rich_help_panel=_WHERE,
+    ),
+]
 Threads = Annotated[
     Text, typer.Option("--threads", help="CPU threads (default: all available).", metavar="N", rich_help_panel=_WHERE)
 ]
@@ -262,6 +271,7 @@ def run(
     batch_size: BatchSize = None,
     device: Device = None,
     threads: Threads = None,
+    cell_timeout: CellTimeout = None,
     plugin: Plugin = None,
     budget: Budget = None,
     trim: Trim = False,
@@ -300,6 +310,7 @@ def plan(
     batch_size: BatchSize = None,
     device: Device = None,
     threads: Threads = None,
+    cell_timeout: CellTimeout = None,
     plugin: Plugin = None,
     budget: Budget = None,
     trim: Trim = False,

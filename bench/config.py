@@ -77,6 +77,15 @@ def _temperature(value: object) -> float:
     return temperature
 
 
+def _seconds(value: object) -> float | None:
+    if value is None:
+        return None
+    seconds = _real(value)
+    if seconds <= 0:
+        raise ValueError(f"a time limit is above 0 seconds, not {seconds:g}")
+    return seconds
+
+
 def _nucleus(value: object) -> float | None:
     if value is None or (isinstance(value, str) and value.strip().lower() in ("none", "off")):
         return None
@@ -131,6 +140,7 @@ class SweepConfig(BaseModel):
         infill: share of positions of held-out text that are pinned, at random; None = nothing.
         seed: root seed.
         launcher: how the cells are run.
+        cell_timeout: seconds the sampling of one cell may take before it counts as failed; None = no limit.
         out: run folder; None = runs/<task>-<plan>.
         plugins: local plug-in files.
         device: "auto", "cpu", "cuda", ...
@@ -161,6 +171,7 @@ class SweepConfig(BaseModel):
     infill: float | None = None
     seed: Annotated[int, BeforeValidator(_whole)] = 0
     launcher: Annotated[str, _one_of(LAUNCHERS, "launcher")] = "inline"
+    cell_timeout: Annotated[float | None, BeforeValidator(_seconds)] = None
     out: Path | None = None
     plugins: list[Path] = []
     device: str = "auto"

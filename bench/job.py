@@ -26,6 +26,7 @@ class Job:
         batch_size: sequences per batch.
         device: torch device string.
         threads: CPU threads.
+        cell_timeout_s: seconds the sampling of a cell may take, or None.
     """
 
     folder: RunFolder
@@ -35,6 +36,7 @@ class Job:
     batch_size: int
     device: str
     threads: int
+    cell_timeout_s: float | None = None
 
     def version(self, cell: Cell) -> str:
         """Versions that a refusal depends on."""

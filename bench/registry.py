@@ -16,6 +16,7 @@ distribution names separated by commas, it admits only those. Files given with -
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -175,7 +176,8 @@ class Registry:
         else:
             point = importlib.metadata.EntryPoint(entry.name, entry.target, f"tsdfm_bench.{entry.kind}")
             try:
-                target = point.load()
+                with contextlib.redirect_stdout(sys.stderr):
+                    target = point.load()
             except (Exception, SystemExit) as error:
                 raise PluginError(
                     f"{describe(entry)} cannot be imported from {entry.target}: {one_line(error)}"
@@ -246,7 +248,8 @@ def _import_file(file: Path, index: int) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickling look their module up there
     try:
-        spec.loader.exec_module(module)
+        with contextlib.redirect_stdout(sys.stderr):  # what a module prints must not get into tables or JSON
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         return PluginError(f"plug-in file {file} cannot be imported: {one_line(error)}")

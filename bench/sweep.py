@@ -248,6 +248,7 @@ def run(sweep: Sweep, reporter: Reporter) -> Result:
     _judge_notes(sweep.judges, {planned.cell.id: planned.cell.describe() for planned in complete}, outcome)
     if any(planned.checkpoint == ORACLE for planned in complete):
         outcome.notes.append(ORACLE_NOTE)
+    outcome.notes += _behaviour([planned.cell for planned in plan.cells], folder)
     for rejected in plan.rejected:
         if rejected.state == "failed":
             outcome.failed[rejected.cell.id] = rejected.reason
@@ -266,7 +267,16 @@ def make_job(sweep: Sweep) -> Job:
     torch.set_num_threads(threads)
     device = choose_device(sweep.config.device)
     plan = sweep.plan
-    return Job(sweep.folder, sweep.registry, sweep.task, plan.batches, plan.batch_size, device, threads)
+    return Job(
+        sweep.folder,
+        sweep.registry,
+        sweep.task,
+        plan.batches,
+        plan.batch_size,
+        device,
+        threads,
+        sweep.config.cell_timeout,
+    )
 
 
 def _complete(planned: PlannedCell, job: Job, outcome: Outcome) -> bool:
@@ -285,6 +295,13 @@ def _held_out(complete: list[PlannedCell]) -> tuple[Any, Any]:
     """The cells of held-out text: the row, and the other half."""
     cells = [planned.cell for planned in complete if planned.cell.kind == "reference" and planned.cell.method == "real"]
     return next((c for c in cells if not c.hidden), None), next((c for c in cells if c.hidden), None)
+
+
+def _behaviour(cells: list[Cell], folder: RunFolder) -> list[str]:
+    """What methods did beside sampling, a sentence for each row and deed."""
+    from tsdfm_bench.guard import read_notes
+
+    return list(dict.fromkeys(f"{cell.label} {note}." for cell in cells for note in read_notes(folder, cell.id)))
 
 
 def _judge_notes(judges: list[Judge], names: Mapping[str, str], outcome: Outcome) -> None:

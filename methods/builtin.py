@@ -125,8 +125,8 @@ class Weighted(ABC):
         """
 
 
-class Diffusion(Weighted):
-    """A method that walks a state from a source to data.
+class Walker(ABC):
+    """A method that walks a state from a source to data, around any denoiser.
 
     Args:
         denoiser: predicts the clean sequence.
@@ -135,6 +135,7 @@ class Diffusion(Weighted):
         device: where sampling runs.
     """
 
+    info: ClassVar[MethodInfo]
     oracle_form: ClassVar[OracleForm] = "posterior"  # which exact predictions `from_oracle` asks for
 
     def __init__(self, denoiser: Denoiser, source: Source | str, schedule: Schedule, device: str) -> None:
@@ -184,6 +185,10 @@ class Diffusion(Weighted):
     @abstractmethod
     def walk(self, state: State, request: SampleRequest) -> Tensor | None:
         """Take the state to data, in place; returns the trace if one was asked for."""
+
+
+class Diffusion(Walker, Weighted):
+    """A walker whose denoiser comes from one checkpoint folder."""
 
 
 def finished(request: SampleRequest, tokens: Tensor, trace: Tensor | None) -> SampleBatch:

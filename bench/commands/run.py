@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tsdfm_bench.budget import parse_budget
 from tsdfm_bench.config import make_config
 from tsdfm_bench.console import Reporter, stdout_console
+from tsdfm_bench.guard import stdout_to_stderr
 from tsdfm_bench.provenance import command_line
 from tsdfm_bench.summary import Outcome
 from tsdfm_bench.sweep import Result, Sweep, prepare
@@ -40,7 +41,7 @@ def run_command(
         the exit code.
     """
     reporter = Reporter()
-    with _terminable():
+    with _terminable(), stdout_to_stderr():
         sweep: Sweep | None = None
         try:
             config = make_config(given, file)

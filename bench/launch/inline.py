@@ -24,6 +24,7 @@ from tsdfm_bench.api import Method, SampleRequest
 from tsdfm_bench.conditioning import pinned_tokens, reference_batch
 from tsdfm_bench.contract import check_batch
 from tsdfm_bench.errors import BenchError, PluginError
+from tsdfm_bench.guard import contained, guarded, seed
 from tsdfm_bench.job import Job
 from tsdfm_bench.meter import BatchCost, Meter
 from tsdfm_bench.plan import ORACLE
@@ -92,8 +93,9 @@ def _run_group(job: Job, group: list[tuple[PlannedCell, list[int]]], phase: Phas
     first = group[0][0]
     phase.doing(f"loading {first.cell.method}")
     try:
-        method = _load(job, first)
-        meter = Meter(method.networks(), job.device)
+        with guarded(job.folder, first.cell.id, job.cell_timeout_s, counted=False):
+            method = _load(job, first)
+            meter = Meter(method.networks(), job.device)
     except (Exception, SystemExit) as error:
         for planned, missing in group:
             left = phase.expect(len(missing) * batch_work(planned.cell), len(missing) * job.batch_size)
@@ -132,7 +134,7 @@ def _attempt(job: Job, cell: Cell, missing: list[int], phase: Phase, run: Run) -
     phase.doing(cell.describe())
     left = phase.expect(len(missing) * batch_work(cell), len(missing) * job.batch_size)
     try:
-        with _heartbeat(job.folder, cell):
+        with _heartbeat(job.folder, cell), guarded(job.folder, cell.id, job.cell_timeout_s):
             run(job, cell, missing, phase)
     except CorruptFile as error:
         record_failure(job.folder, cell, error, job.batches)
@@ -192,8 +194,8 @@ def _method(job: Job, cell: Cell, missing: list[int], phase: Phase, *, method: M
     calls: float = expected_calls(cell)
     for batch in missing:
         request = _request(job, cell, batch)
-        torch.manual_seed(request.streams.key + batch)  # a method that draws elsewhere is at least repeatable
-        with meter.measure(job.batch_size, _ticker(cell, phase, calls)) as cost, torch.no_grad():
+        seed(request.streams.key + batch)
+        with contained(), meter.measure(job.batch_size, _ticker(cell, phase, calls)) as cost, torch.no_grad():
             result = method.sample(request)
         pinned = None if request.prefix is None or request.pinned is None else (request.prefix, request.pinned)
         tokens, lengths = check_batch(result, (job.batch_size, cell.length), job.task.info.vocab_size, pinned)
@@ -251,7 +253,11 @@ def _warm_up(method: Method, job: Job, cell: Cell) -> None:
     """A few steps (or, without steps, a few sequences) of the first batch; its faults will show in the real one."""
     import torch
 
-    with contextlib.suppress(Exception, SystemExit), torch.no_grad():
+    with (
+        contextlib.suppress(Exception, SystemExit),
+        guarded(job.folder, cell.id, job.cell_timeout_s, counted=False),
+        torch.no_grad(),
+    ):
         if cell.steps is None:
             request = _request(job, cell, 0, rows=min(WARM_UP_ROWS, job.batch_size))
         else:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,3 +133,154 @@ def test_if_every_method_fails_nothing_is_scored(here: Here) -> None:
     assert result.stderr.count("boom in sample") == 1
     assert "load toy" not in here.events()
     assert set(here.summary()["state"]) == {"failed"}
+
+
+# ------------------------------------------------------------------------------------- what goes beyond the contract
+
+DEEDS = {
+    "printed": "print('look at me'); os.system('echo me too')",
+    "working directory": "os.chdir('/')",
+    "environment": "os.environ['HOSTILE'] = '1'; os.environ.pop('TSDFM_BENCH_PLUGINS', None)",
+    "default dtype of torch": "torch.set_default_dtype(torch.float64)",
+    "default device of torch": "torch.set_default_device('meta')",
+    "number of torch threads": "torch.set_num_threads(torch.get_num_threads() + 1)",
+    "seed of torch": "torch.manual_seed(1)",
+    "seed of numpy": "np.random.seed(1)",
+    "seed of random": "random.seed(1)",
+    "signal handlers": "signal.signal(signal.SIGINT, signal.SIG_IGN)",
+}
+HOSTILE = """
+import os, random, signal, sys, time
+import numpy as np
+import torch
+from tsdfm_bench.api import MethodInfo, SampleBatch
+
+class Hostile:
+    info = MethodInfo("hostile", "fake", uses_steps=False, options={"deed": "what it does"})
+    def __init__(self, deed): self.deed = deed
+    @classmethod
+    def load(cls, params, device):
+        if params["deed"].startswith("load "):
+            exec(params["deed"][5:].replace("|", ";"))
+        return cls(params["deed"])
+    def networks(self): return {}
+    def refuse(self, request): return None
+    def sample(self, request):
+        tokens = (request.streams.uniform("token", 0, request.length) * 16).long()
+        lengths = torch.full((request.batch,), request.length)
+        if not self.deed.startswith("load "):
+            exec(DEEDS[self.deed])
+        return SampleBatch(tokens, lengths)
+
+METHODS = {"hostile": Hostile}
+"""
+
+
+def hostile(folder: Path, deeds: dict[str, str]) -> str:
+    """A plug-in file whose method does one of these deeds."""
+    plugin = folder / "hostile.py"
+    plugin.write_text(f"{HOSTILE}\nDEEDS = {deeds!r}\n")
+    return str(plugin)
+
+
+def state_of_the_process() -> dict[str, object]:
+    import numpy as np
+    import torch
+
+    return {
+        "cwd": os.getcwd(),  # noqa: PTH109
+        "environ": dict(os.environ),
+        "dtype": torch.get_default_dtype(),
+        "device": torch.get_default_device(),
+        "threads": torch.get_num_threads(),
+        "grad": torch.is_grad_enabled(),
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": np.random.get_state()[1].tolist(),  # type: ignore[index]
+        "sigint": signal.getsignal(signal.SIGINT),
+        "stdout": sys.stdout,
+    }
+
+
+def test_what_a_method_changes_is_put_back_and_noted(here: Here, tmp_path: Path) -> None:
+    """Every deed in one run, beside a method without any: the samples count, the process is as before."""
+    import torch
+
+    plugin = hostile(tmp_path, DEEDS)
+    methods = ",".join(f"hostile[deed={deed}]" for deed in DEEDS)
+    torch.set_num_threads(1)
+    before = state_of_the_process()
+    result = here.run("--plugin", plugin, "--json", methods=f"{methods},counter")
+    assert state_of_the_process() == before
+    assert result.exit_code == 0, result.stderr
+    notes = json.loads(result.stdout)["notes"]  # stdout is JSON and nothing else
+    for deed in DEEDS:
+        said = "printed while" if deed == "printed" else f"changed the {deed} while it was sampled; it was put back"
+        assert any(note.startswith(f"hostile[deed={deed}] {said}") for note in notes), deed
+    assert not any("counter" in note for note in notes)
+    (cell,) = here.cells(options={"deed": "printed"})
+    printed = (here.out.cell_folder(cell) / "printed.txt").read_text()
+    assert "look at me" in printed
+    assert "me too" in printed
+
+
+def test_what_is_printed_at_import_and_while_loading_is_not_on_stdout(here: Here, tmp_path: Path) -> None:
+    plugin = tmp_path / "loud.py"
+    plugin.write_text("print('imported')\n" + HOSTILE)
+    result = here.run("--plugin", str(plugin), "--json", methods="hostile[deed=load print('loaded')]")
+    assert result.exit_code == 0, result.stderr
+    json.loads(result.stdout)
+    listing = here.cli("methods", "--plugin", str(plugin), "--json")
+    json.loads(listing.stdout)
+
+
+@pytest.mark.parametrize(
+    "hang",
+    ["time.sleep(600)", "while True: pass", "while True:\n    try: time.sleep(1)\n    except Exception: pass"],
+    ids=["sleeps", "loops", "swallows"],
+)
+def test_a_cell_has_a_time_limit(here: Here, tmp_path: Path, hang: str) -> None:
+    plugin = hostile(tmp_path, {"hang": hang})
+    result = here.run("--plugin", plugin, "--cell-timeout", "0.5", methods="hostile[deed=hang],counter")
+    assert result.exit_code == 1
+    states = here.summary().set_index("method")
+    assert set(states.loc["hostile", ["state"]]) == {"failed"}
+    assert "0.5 seconds a cell may take (--cell-timeout)" in states.loc["hostile", "reason"]
+    assert (here.summary().query("method == 'counter'")["state"] == "done").all()
+
+
+def test_a_method_that_hangs_while_it_is_loaded_is_stopped_too(here: Here, tmp_path: Path) -> None:
+    plugin = hostile(tmp_path, {})
+    result = here.run("--plugin", plugin, "--cell-timeout", "0.5", methods="hostile[deed=load time.sleep(600)],counter")
+    assert result.exit_code == 1
+    assert "0.5 seconds" in result.stderr
+    assert (here.summary().query("method == 'counter'")["state"] == "done").all()
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "soon"])
+def test_an_impossible_time_limit_is_refused(here: Here, given: str) -> None:
+    assert here.run("--cell-timeout", given).exit_code == 2
+
+
+def test_os_exit_is_a_failure_of_the_cell(here: Here, tmp_path: Path) -> None:
+    real = os._exit
+    plugin = hostile(tmp_path, {"exit": "os._exit(3)"})
+    result = here.run("--plugin", plugin, methods="hostile[deed=exit],counter")
+    assert os._exit is real
+    assert result.exit_code == 1
+    assert "os._exit(3) was called" in result.stderr
+    assert (here.summary().query("method == 'counter'")["state"] == "done").all()
+
+
+def test_a_process_that_dies_in_a_cell_is_tried_again_once_and_then_recorded(here: Here, tmp_path: Path) -> None:
+    """Nothing in the process survives a kill; the mark it leaves tells the commands that follow."""
+    plugin = hostile(tmp_path, {"die": "os.kill(os.getpid(), signal.SIGKILL)"})
+    arguments = ("--plugin", plugin)
+    for _ in range(2):
+        process = here.start(*arguments, methods="hostile[deed=die],counter")
+        process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGKILL
+    result = here.run(*arguments, methods="hostile[deed=die],counter")
+    assert result.exit_code == 1
+    assert "the process died 2 times while it sampled this cell, with 0 batches finished" in result.stderr
+    assert (here.summary().query("method == 'counter'")["state"] == "done").all()
+    assert (here.summary().query("method == 'hostile'")["state"] == "failed").all()
