@@ -470,8 +470,8 @@ class CostRecord:
 class Measurement:
     """One number with what is needed to give it an interval.
 
-    Either `columns` and `statistic` are given, and the harness computes value and a bootstrap interval over sequences,
-    or `value` is given, with `low` and `high` when the metric knows its own interval.
+    Either `columns` are given with a `form` or a `statistic`, and the harness computes value and interval over
+    sequences, or `value` is given, with `low` and `high` when the metric knows its own interval.
 
     Args:
         metric: column name, for example "gen_ppl"; a convention is appended after a slash: "gen_ppl/mdlm".
@@ -483,6 +483,11 @@ class Measurement:
         value, low, high: a value that is not bootstrapped.
         n: number of sequences behind the value; None = length of the columns.
         better: "lower", "higher" or "" (neither is better).
+        form: how the columns are reduced, if it is one of the usual ways: "mean" (x), "ratio" (sum a / sum b),
+            "exp-ratio" (exp(sum a / sum b)), "mean-exp-ratio" (mean of exp(a / b) where b > 0) or "exp-mean-ratio"
+            (exp of the mean of a / b where b > 0). The columns are then stored, so that rows can be compared sequence
+            by sequence later. Any other reduction is a `statistic`; if both are given they must agree.
+        reason: why there is no value (value NaN); shown in the table.
     """
 
     metric: str
@@ -496,6 +501,8 @@ class Measurement:
     high: float | None = None
     n: int | None = None
     better: str = ""
+    form: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Measuring: from stored tokens and scores to numbers with intervals, one file per cell and metric.
 
 A metric is a pure function of what is stored; the harness gives its statistics a bootstrap interval over sequences.
-What was measured is kept under `measurements/<metric>/<cell>.json` together with the hash of everything it depends on
+Per-sequence columns of the usual forms are stored too (`columns/<metric>/<cell>.npz`, see `results.columns`). What was
+measured is kept under `measurements/<metric>/<cell>.json` together with the hash of everything it depends on
 (number of sequences, scores, references, cost, version and code of the metric), so nothing is measured twice.
 """
 
@@ -16,14 +17,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tsdfm_bench import __version__
 from tsdfm_bench.api import CellData, CostRecord, Measurement, Metric, ScoreBatch, ScorerInfo
+from tsdfm_bench.conditioning import pinned_tokens
 from tsdfm_bench.errors import BenchError, PluginError, UsageError
 from tsdfm_bench.launch.inline import read_costs
 from tsdfm_bench.meter import total
 from tsdfm_bench.plan import same_scorer
 from tsdfm_bench.registry import check_info, one_line
+from tsdfm_bench.results.columns import Terms, columns_path, write_columns
+from tsdfm_bench.results.columns import terms as terms_of
 from tsdfm_bench.results.files import json_hash, read_json, slug, write_json
+from tsdfm_bench.results.resampling import intervals
 from tsdfm_bench.results.store import CorruptFile, RunFolder
 from tsdfm_bench.scoring import Judge, head, read_tokens, stored_scores
 
@@ -32,6 +39,7 @@ if TYPE_CHECKING:
     from tsdfm_bench.console import Reporter
     from tsdfm_bench.plan import Cell
     from tsdfm_bench.registry import Registry
+    from tsdfm_bench.results.stats import Interval
     from tsdfm_bench.spec import Spec
 
 
@@ -144,6 +152,7 @@ class Measurer:
         self.gauges = gauges
         self.real, self.other = real, other
         self._kept: dict[str, CellData] = {}
+        self._prompts: dict[tuple[str, bool], np.ndarray | None] = {}
 
     def measure(self, cells: Sequence[Cell], reporter: Reporter) -> dict[str, Measured]:
         """Numbers of every cell, by id; what is stored is not computed again.
@@ -176,7 +185,8 @@ class Measurer:
                         text = str(error) if isinstance(error, BenchError) else one_line(error)
                         result[cell.id].failures[str(gauge.spec)] = f"metric '{gauge.spec}' failed: {text}"
                     else:
-                        write_json(self._path(cell, gauge), {"key": key, "rows": rows})
+                        columns = columns_path(self.folder.root, str(gauge.spec), cell.id).exists()
+                        write_json(self._path(cell, gauge), {"key": key, "rows": rows, "columns": columns})
                         result[cell.id].rows += rows
                     phase.advance(1, 1)
         order = {str(gauge.spec): i for i, gauge in enumerate(self.gauges)}
@@ -196,7 +206,8 @@ class Measurer:
         with contextlib.suppress(CorruptFile):
             content = read_json(path)
             rows = content.get("rows")
-            if content.get("key") == key and isinstance(rows, list):
+            whole = not content.get("columns") or columns_path(self.folder.root, str(gauge.spec), cell.id).exists()
+            if content.get("key") == key and isinstance(rows, list) and whole:
                 return rows
         return None
 
@@ -237,14 +248,51 @@ class Measurer:
         names = [(measurement.metric, measurement.scorer) for measurement in found]
         if len(set(names)) < len(names):
             raise PluginError("compute() returned two measurements with the same metric and scorer")
-        return [self._row(gauge, measurement) for measurement in found]
+        clusters = self._clusters(cell)
+        forms = [m for m in found if m.form]
+        terms = [self._terms(m) for m in forms]
+        over = "sequences" if clusters is None else "prompts"
+        made = intervals(terms, clusters=clusters, over=over, seed=self.seed)
+        known = {(m.metric, m.scorer): interval for m, interval in zip(forms, made, strict=True)}
+        if terms:
+            path = columns_path(self.folder.root, str(gauge.spec), cell.id)
+            write_columns(path, [(m.metric, m.scorer, t) for m, t in zip(forms, terms, strict=True)], clusters)
+        return [self._row(gauge, m, known.get((m.metric, m.scorer))) for m in found]
 
-    def _row(self, gauge: Gauge, m: Measurement) -> dict[str, Any]:
+    def _terms(self, m: Measurement) -> Terms:
+        """The stored form of a measurement; it must give the value of the metric's own statistic."""
+        try:
+            found = terms_of(m.form, m.columns)
+        except ValueError as error:
+            raise PluginError(f"the measurement '{m.metric}': {error}") from error
+        if m.statistic is not None and len(m.columns[0]):
+            own, here = float(m.statistic(*m.columns)), float(found.value())
+            if not (math.isclose(own, here, rel_tol=1e-9, abs_tol=1e-12) or (math.isnan(own) and math.isnan(here))):
+                raise PluginError(f"the measurement '{m.metric}': its statistic gives {own}, its form {m.form} {here}")
+        return found
+
+    def _clusters(self, cell: Cell) -> np.ndarray | None:
+        """(n,) the same number for sequences that continue the same held-out text; None if all are different."""
+        if not cell.prefix.startswith(("held-out", "infill")):
+            return None
+        key = (cell.prefix, cell.hidden)
+        if key not in self._prompts:
+            pinned = pinned_tokens(cell, self.task, 0, self.samples, odd=cell.hidden)
+            assert pinned is not None
+            # A continuation depends on what it was given, an infilling on the whole sequence it was cut from.
+            given = pinned[1].all(dim=0) if cell.prefix.startswith("held-out") else slice(None)
+            names, index = np.unique(pinned[0][:, given].numpy(), axis=0, return_inverse=True)
+            self._prompts[key] = None if len(names) == self.samples else index.ravel().astype(np.int64)
+        return self._prompts[key]
+
+    def _row(self, gauge: Gauge, m: Measurement, interval: Interval | None) -> dict[str, Any]:
         """Value and interval of one measurement as fields of the summary."""
         from tsdfm_bench.results.stats import bootstrap
 
-        if m.statistic is not None:
+        if interval is None and m.statistic is not None:
             interval = bootstrap(m.columns, m.statistic, seed=self.seed)
+        why = m.reason
+        if interval is not None:
             value, low, high, n, how = interval.value, interval.low, interval.high, interval.n, interval.description
         else:
             value = math.nan if m.value is None else float(m.value)
@@ -270,7 +318,7 @@ class Measurer:
             "definition": m.definition,
             "interval": how,
             "better": m.better,
-            "reason": "" if math.isfinite(value) else m.definition or f"the value is {value}",
+            "reason": "" if math.isfinite(value) else why or f"the value is {value:g}",
         }
 
     def _data(self, cell: Cell) -> CellData:

@@ -62,6 +62,13 @@ class Entropy:
         length = cell.tokens.shape[1]
         text = f"entropy of each sequence's own histogram of task tokens, mean over sequences of {length} tokens"
         return [
-            Measurement(f"entropy_{unit}", unit, f"{text}; interval over sequences", columns=(column,), statistic=mean)
+            Measurement(
+                f"entropy_{unit}",
+                unit,
+                f"{text}; interval over sequences",
+                columns=(column,),
+                statistic=mean,
+                form="mean",
+            )
             for unit, column in (("nats", nats), ("bits", nats / np.log(2.0)))
         ]

@@ -81,6 +81,13 @@ def exp_of_mean(nll: np.ndarray, count: np.ndarray) -> np.ndarray:
     return np.exp(each.sum(-1) / (count > 0).sum(-1))
 
 
+_FORMS: Mapping[Callable[..., np.ndarray], str] = {
+    pooled: "exp-ratio",
+    mean_of_perplexities: "mean-exp-ratio",
+    exp_of_mean: "exp-mean-ratio",
+}
+
+
 @dataclass(frozen=True)
 class Convention:
     """Which units count, and how they are reduced.
@@ -94,6 +101,11 @@ class Convention:
     counted: Counted
     statistic: Callable[..., np.ndarray]
     text: str
+
+    @property
+    def form(self) -> str:
+        """The name of the reduction, see `Measurement.form`."""
+        return _FORMS[self.statistic]
 
 
 CONVENTIONS: Mapping[str, Convention] = {
@@ -167,24 +179,33 @@ class GenPPL:
 
     def compute(self, cell: CellData) -> list[Measurement]:
         """One measurement per scorer and convention."""
-        return [
-            Measurement(
-                metric="gen_ppl" if name == DEFAULT else f"gen_ppl/{name}",
-                unit="perplexity",
-                definition=f"generative perplexity, {CONVENTIONS[name].text}; {how_scored(cell.scorer_info[scorer])}",
-                scorer=scorer,
-                columns=sums(scores, CONVENTIONS[name].counted),
-                statistic=CONVENTIONS[name].statistic,
-                better="lower",
-            )
-            for scorer, scores in cell.scores.items()
-            for name in self.conventions
-        ]
+        found = []
+        for scorer, scores in cell.scores.items():
+            counts: dict[Counted, tuple[np.ndarray, np.ndarray]] = {}  # several conventions count the same units
+            for name in self.conventions:
+                how = CONVENTIONS[name]
+                if how.counted not in counts:
+                    counts[how.counted] = sums(scores, how.counted)
+                columns = counts[how.counted]
+                found.append(
+                    Measurement(
+                        metric="gen_ppl" if name == DEFAULT else f"gen_ppl/{name}",
+                        unit="perplexity",
+                        definition=f"generative perplexity, {how.text}; {how_scored(cell.scorer_info[scorer])}",
+                        scorer=scorer,
+                        columns=columns,
+                        statistic=how.statistic,
+                        form=how.form,
+                        better="lower",
+                        reason="" if columns[1].any() else "no unit counts: every text is empty or ends at once",
+                    )
+                )
+        return found
 
 
-def bits_ratio(nll: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """sum of NLL / (ln 2 * sum of bytes)."""
-    return nll.sum(-1) / (np.log(2.0) * size.sum(-1))
+def ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """sum of a / sum of b."""
+    return a.sum(-1) / b.sum(-1)
 
 
 class BitsPerByte:
@@ -211,9 +232,11 @@ class BitsPerByte:
                 definition="sum of NLL / (ln 2 x UTF-8 bytes), all units, an end-of-text marker counted as one byte; "
                 + how_scored(cell.scorer_info[scorer]),
                 scorer=scorer,
-                columns=(sums(scores, count_all)[0], np.asarray(scores.bytes, dtype=np.float64)),
-                statistic=bits_ratio,
+                columns=(sums(scores, count_all)[0] / np.log(2.0), np.asarray(scores.bytes, dtype=np.float64)),
+                statistic=ratio,
+                form="ratio",
                 better="lower",
+                reason="" if np.any(scores.bytes) else "every text is empty",
             )
             for scorer, scores in cell.scores.items()
             if cell.scorer_info[scorer].input != "ids"

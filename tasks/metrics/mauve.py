@@ -66,7 +66,7 @@ class Mauve:
     def compute(self, cell: CellData) -> list[Measurement]:
         """One measurement, on the largest scorer with features; none if there are no features or no reference.
 
-        If the two sides cannot be compared, or the package fails, the value is NaN and the definition says why.
+        If the two sides cannot be compared, or the package fails, the value is NaN, with the reason.
         """
         reference, against = _other_side(cell)
         if reference is None:
@@ -84,9 +84,8 @@ class Mauve:
             except Exception as error:  # whatever the package or a library below it does: the row says so
                 reason = f"mauve-text failed: {type(error).__name__}: {error}"
         if reason is not None:
-            return [
-                Measurement("mauve", "1", f"MAUVE, not computed: {reason}", scorer, value=float("nan"), n=len(samples))
-            ]
+            about = f"MAUVE against {against}, not computed"
+            return [Measurement("mauve", "1", about, scorer, value=float("nan"), n=len(samples), reason=reason)]
         info = cell.scorer_info[scorer]
         settings = {
             "features": info.features,

@@ -89,6 +89,7 @@ class Repetition:
                     f"different {n}-grams / {n}-grams of a sequence's task tokens, {over}",
                     columns=(distinct[n],),
                     statistic=mean,
+                    form="mean",
                 )
                 for n in ORDERS
             ),
@@ -98,6 +99,7 @@ class Repetition:
                 f"1 - distinct-4 of a sequence's task tokens, {over}",
                 columns=(1.0 - distinct[4],),
                 statistic=mean,
+                form="mean",
             ),
             Measurement(
                 "longest_repeat",
@@ -105,6 +107,7 @@ class Repetition:
                 f"longest n-gram of task tokens at two places of a sequence, {over}",
                 columns=(repeats,),
                 statistic=mean,
+                form="mean",
             ),
             Measurement(
                 "mean_length",
@@ -112,5 +115,6 @@ class Repetition:
                 f"task tokens of a sequence before its end, {over}",
                 columns=(lengths,),
                 statistic=mean,
+                form="mean",
             ),
         ]

@@ -98,7 +98,7 @@ def test_unequal_or_too_few_samples_are_a_reason(side, metric, n, m, length, rea
     real = side(features(m, seed=1), seed=1)
     (found,) = metric.compute(side(features(n, seed=2), seed=2, length=length, reference=real))
     assert math.isnan(found.value)
-    assert reason in found.definition
+    assert reason in found.reason
 
 
 def test_a_failure_of_the_package_is_a_reason(side, metric, monkeypatch):
@@ -109,7 +109,7 @@ def test_a_failure_of_the_package_is_a_reason(side, metric, monkeypatch):
     real = side(features(60, seed=1), seed=1)
     (found,) = metric.compute(side(features(60, seed=2), seed=2, reference=real))
     assert math.isnan(found.value)
-    assert "out of luck" in found.definition
+    assert "out of luck" in found.reason
 
 
 def test_without_features_or_reference_there_is_no_row(make, side, metric):
