@@ -8,7 +8,7 @@ import sys
 import pytest
 
 HEAVY = ("torch", "transformers", "pandas", "matplotlib", "datasets", "mauve")
-COMMANDS = ("run", "plan", "status", "table", "methods", "tasks", "scorers", "doctor", "train")
+COMMANDS = ("run", "plan", "status", "table", "methods", "tasks", "scorers", "doctor", "train", "verify", "figures")
 CODE = """
 import sys
 from tsdfm_bench.cli import main

@@ -1,0 +1,239 @@
+"""The paper's figures: drawn from results alone, marked when incomplete or stale, honest about missing rows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from tsdfm_bench.cli import app
+from tsdfm_bench.config import SweepConfig, make_config
+from tsdfm_bench.paper_figures.convergence import fitted_order
+from tsdfm_bench.paper_figures.published import Published, published
+from tsdfm_bench.results import schema
+from tsdfm_bench.results.store import write_json, write_table
+from tsdfm_bench.results.style import figure_metadata
+from tsdfm_bench.results.training import TRAJECTORY_COLUMNS
+
+ROOT = Path(__file__).parents[2]
+SWEEPS = sorted((ROOT / "paper_figures" / "sweeps").glob("*.toml"))
+
+
+def invoke(*words: object) -> Any:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def rows_of(method: str, ppl: float, entropy: float, **settings: Any) -> list[dict[str, Any]]:
+    common = {
+        "task": "t",
+        "tokenizer": "k",
+        "data_hash": "d",
+        "method": method,
+        "label": method,
+        "kind": "method",
+        "state": "done",
+        "checkpoint": method,
+        "weights": "sha256:00000000",
+        "source": "uniform",
+        "length": 64,
+        "steps": 8,
+        "draw": "fp64",
+        "temperature": 1.0,
+        "seed": 0,
+        "n": 64,
+        "calls": 8.0,
+        "interval": "95 %",
+    } | settings
+    name = f"{method}-{common['source']}-{common['steps']}-{common['weights'][7:]}-{common['checkpoint']}"
+    common["cell"] = name
+    metrics = {"gen_ppl": ("a", ppl, "perplexity"), "entropy_nats": ("", entropy, "nats")}
+    if "tv" in settings:
+        metrics["tv_2"] = ("", common.pop("tv"), "1")
+    common.pop("tv", None)
+    return [
+        common | {"metric": metric, "scorer": scorer, "value": value, "low": value * 0.97, "high": value * 1.03}
+        | {"unit": unit, "definition": metric, "scorer_revision": "r" if scorer else ""}
+        for metric, (scorer, value, unit) in metrics.items()
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Everything that all figures need, made up."""
+    folder = tmp_path / "results"
+    rows = [row for s in (1, 8, 64) for row in rows_of("tsdfm", 90 / s**0.3, 3.5, steps=s)]
+    rows += [row for s in (8, 1024) for row in rows_of("dfm", 120 / s**0.2, 3.9, steps=s)]
+    rows += rows_of("real", 20.0, 3.9, kind="reference", steps=None, source="", temperature=None, draw="", tv=0.01)
+    for s in (1, 2, 4, 8):
+        rows += rows_of("dfm", 9.0 + 1 / s, 3.8, steps=s, checkpoint="oracle", tv=0.5 / s)
+    variants = []
+    settings: list[dict[str, Any]] = [{"K": 4, "tau": 0.5}, {"K": 1, "tau": 0.5}, {"K": 4, "tau": 0.25}]
+    settings.append({"K": 4, "tau": 0.5, "control": "random_pick"})
+    for i, wanted in enumerate(settings):
+        for seed in range(3):
+            weights = f"sha256:{i}{seed}abcdef"
+            rows += rows_of("tsdfm", 60 + 3 * i + seed, 3.4 + 0.1 * i, weights=weights)
+            about = {"name": str(wanted), "method": "tsdfm", "training_seed": seed, "settings": wanted}
+            variants.append({**about, "weights": weights, "default": i == 0 and seed == 0})
+    schema.write_summary(folder, schema.from_rows(rows))
+    write_json(folder / "variants.json", {"format": 1, "variants": variants})
+    cost = {"scale": "t", "source": "uniform", "batch": 8, "device": "cpu"}
+    times = {"fsdfm": 1.0, "tsdfm": 1.3}
+    costs = [
+        {**cost, "name": name, "method": name, "seconds_per_step": [base + 0.01 * i for i in range(9)]}
+        for name, base in times.items()
+    ]
+    write_json(folder / "training_cost.json", {"format": 1, "costs": costs})
+    frame = pd.DataFrame(
+        [
+            dict(zip(TRAJECTORY_COLUMNS, [arm, "uniform", i, s, s / 4, 3 - s / 4, 1.0, 0.2, s / 4, 3.0], strict=True))
+            for arm in ("blind", "shaped") for i in range(4) for s in range(5)
+        ]
+    )  # fmt: skip
+    write_table(folder / "trajectories.parquet", frame)
+    return folder
+
+
+def test_everything_is_drawn_and_says_what_it_shows(results: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    only = "table1,table2,table3,figure1,figure2,figure3,speed-quality,convergence"
+    done = invoke("figures", "--results", results, "--out", out, "--only", only, "--json")
+    assert done.exit_code == 0, done.output
+    reports = {report["name"]: report for report in json.loads(done.stdout)["figures"]}
+    assert {report["figure"] for report in reports.values()} == set(only.split(","))
+    assert {report["state"] for report in reports.values()} <= {"drawn", "incomplete"}, reports
+    for name in ("figure1-a", "figure2", "figure3", "convergence"):
+        for ending in ("pdf", "svg", "png"):
+            assert figure_metadata(out / f"{name}.{ending}")["rows"]
+    made = json.loads((out / "figure1-a.made.json").read_text())
+    assert made["published"][0]["value"] == 32
+    assert "× 1.29" in (out / "table3.md").read_text()
+    listed = json.loads(
+        invoke("figures", "--results", results, "--out", out, "--only", only, "--list", "--json").stdout
+    )
+    assert {report["state"] for report in listed["figures"]} <= {"current", "incomplete"}
+
+
+def test_changed_rows_make_a_figure_stale(results: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("figures", "--results", results, "--out", out, "--only", "figure1", "--json")
+    assert invoke(*words).exit_code == 0
+    summary = schema.read_summary(results)
+    summary.loc[summary["metric"] == "gen_ppl", ["value", "low", "high"]] *= 1.5
+    schema.write_summary(results, summary)
+    assert "stale: the numbers" in json.loads(invoke(*words, "--list").stdout)["figures"][0]["state"]
+    schema.write_summary(results, summary[summary["metric"] != "entropy_nats"])
+    gone = invoke(*words)
+    assert gone.exit_code == 1
+    assert "Marked as stale: figure1-a" in json.loads(gone.stdout)["figures"][0]["reason"]
+    assert json.loads((out / "figure1-a.made.json").read_text())["state"].startswith("stale")
+
+
+def test_equal_results_give_equal_files(results: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert invoke("figures", "--results", results, "--out", tmp_path / name, "--only", "figure3").exit_code == 0
+    for ending in ("pdf", "svg", "png"):
+        assert (tmp_path / f"a/figure3.{ending}").read_bytes() == (tmp_path / f"b/figure3.{ending}").read_bytes()
+
+
+def test_nothing_to_draw_names_the_sweep(tmp_path: Path) -> None:
+    schema.write_summary(tmp_path, schema.from_rows(rows_of("tsdfm", 50.0, 3.9)))
+    done = invoke("figures", "--results", tmp_path, "--only", "figure2", "--json")
+    assert done.exit_code == 1
+    reason = json.loads(done.stdout)["figures"][0]["reason"]
+    assert "paper_figures/sweeps/figure2-sotu.toml" in reason
+    assert (ROOT / "paper_figures/sweeps/figure2-sotu.toml").exists()
+
+
+def test_wrong_names_are_wrong_use(results: Path, tmp_path: Path) -> None:
+    done = invoke("figures", "--results", results, "--only", "figur1")
+    assert done.exit_code == 2
+    assert "did you mean 'figure1'" in done.stderr
+    done = invoke("verify", results, "--only", "32-percnt")
+    assert done.exit_code == 2
+    assert "32-percent" in done.stderr
+    assert invoke("figures", "--results", tmp_path / "none").exit_code == 1
+
+
+def test_a_plugin_figure_and_a_broken_one(results: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from tsdfm_bench.paper_figures.base import Made\n"
+        "from tsdfm_bench.results.table_model import Table, TableColumn\n"
+        "class Mine:\n    title = 'mine'; sweep = ''\n"
+        "    def make(self, evidence):\n"
+        "        return [Made('mine', 'mine', [], table=Table('mine', [TableColumn('a', 'a')], []))]\n"
+        "class Broken(Mine):\n    def make(self, evidence):\n        raise KeyError('x')\n"
+        "FIGURES = {'mine': Mine, 'broken': Broken}\n"
+    )
+    words = ("figures", "--results", results, "--out", tmp_path / "out", "--plugin", file, "--json", "--only")
+    assert invoke(*words, "mine").exit_code == 0
+    assert (tmp_path / "out" / "mine.md").exists()
+    both = invoke(*words, "mine,broken")
+    assert both.exit_code == 1
+    assert [report["state"] for report in json.loads(both.stdout)["figures"]] == ["drawn", "failed"]
+
+
+def test_recorded_results_are_drawn_and_verified(tmp_path: Path) -> None:
+    recorded = tmp_path / "reference"
+    shutil.copytree(ROOT / "results" / "reference", recorded)
+    assert invoke("figures", "--results", recorded, "--only", "table1,figure1", "--out", tmp_path / "f").exit_code == 0
+    done = invoke("verify", recorded, "--json")
+    assert done.exit_code == 0, done.output
+    content = json.loads(done.stdout)
+    stored = json.loads((recorded / "verdicts.json").read_text()) if (recorded / "verdicts.json").exists() else content
+    assert stored["verdicts"] == content["verdicts"]
+    assert sum(content["counts"].values()) == len(content["verdicts"])
+    assert "NaN" not in done.stdout
+
+
+def test_own_claims_and_strict(results: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text(
+        'format = 1\n[rows.a]\nmethod = "dfm"\nsteps = 1024\n[[claims]]\nid = "x"\ntitle = "x"\n'
+        'value = "ppl(a)"\nholds = "< 1"\n'
+    )
+    assert invoke("verify", results, "--claims", mine).exit_code == 0
+    assert invoke("verify", results, "--claims", mine, "--strict").exit_code == 1
+    mine.write_text(mine.read_text().replace("holds", "hold"))
+    wrong = invoke("verify", results, "--claims", mine)
+    assert wrong.exit_code == 2
+    assert "mine.toml, line" in wrong.stderr
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_sweeps_are_requests(path: Path) -> None:
+    config = make_config({}, path)
+    assert isinstance(config, SweepConfig)
+    assert config.samples >= 256
+
+
+def test_every_claim_names_a_sweep_that_exists() -> None:
+    claims = tomllib.loads((ROOT / "paper_figures" / "claims.toml").read_text())["claims"]
+    assert all((ROOT / claim["sweep"]).exists() for claim in claims)
+
+
+def test_published_numbers() -> None:
+    numbers = published()
+    assert numbers.claim("32-percent").value == 32
+    assert [number.gen_ppl for number in numbers.find("fsdfm", "uniform", 8)] == [90.49]
+    assert all(number.origin for number in numbers.numbers)
+    assert not numbers.find("mdlm", "mask", 1024, draw="fp64")[0].origin.startswith("EDLM")
+    raw = tomllib.loads((ROOT / "paper_figures" / "published.toml").read_text())
+    raw["tables"][0]["rows"][0].append(1)
+    with pytest.raises(ValueError, match="values for"):
+        Published.model_validate(raw)
+
+
+def test_orders_are_slopes_above_the_floor() -> None:
+    steps = [1, 2, 4, 8, 16]
+    assert fitted_order(steps, [1.0 / s**2 for s in steps], 0.0) == pytest.approx(2.0)
+    assert fitted_order([1, 2], [1.0, 0.5], 0.0) is None
+    assert np.isfinite(fitted_order(steps, [1.0 / s for s in steps], 0.01) or np.nan)
