@@ -461,6 +461,14 @@ def conform(
 
 
 @app.command()
+def orders(json: Json = False) -> None:
+    """Show how fast every sampler approaches the true law, computed exactly on a tiny space."""
+    from tsdfm_bench.commands.orders import orders_command
+
+    _leave(lambda: orders_command(json))
+
+
+@app.command()
 def doctor(plugin: Plugin = None, json: Json = False) -> None:
     """Check this installation and say how to repair what is wrong."""
     from tsdfm_bench.commands.doctor import doctor_command

@@ -20,16 +20,20 @@ from typing import ClassVar
 import numpy as np
 
 from tsdfm_bench.api import CellData, ExactLaw, Measurement, MetricInfo
-from tsdfm_bench.tasks.metrics.entropy import mean
 from tsdfm_bench.tasks.options import read_options
 
 ORDERS = (1, 2)
 
 
-def excess(nll: np.ndarray, tokens: np.ndarray, entropy: np.ndarray) -> np.ndarray:
-    """(sum of NLL - sum of entropies) / tokens, over (..., n) columns; nan if no sequence counts."""
-    size = tokens.sum(-1)
-    return np.where(size > 0, (nll - entropy).sum(-1) / np.maximum(size, 1), np.nan)
+def mean(column: np.ndarray) -> np.ndarray:
+    """Mean over sequences."""
+    return np.asarray(column.mean(-1))
+
+
+def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """Sum / sum over (..., n) columns; nan if there is nothing below."""
+    size = below.sum(-1)
+    return np.where(size > 0, above.sum(-1) / np.where(size > 0, size, 1.0), np.nan)
 
 
 def ngram_frequencies(tokens: np.ndarray, lengths: np.ndarray, n: int, vocab_size: int) -> tuple[np.ndarray, int]:
@@ -95,8 +99,8 @@ def _nll(cell: CellData, law: ExactLaw) -> list[Measurement]:
             unit="nats",
             definition=f"mean of -log p per token under the exact law of task {law.name}, minus its entropy of "
             f"{rate:.4f} nats per token at length {usual}; impossible sequences left out; interval over sequences",
-            columns=(nll * counted, lengths * counted, entropy * counted),
-            statistic=excess,
+            columns=((nll - entropy) * counted, (lengths * counted).astype(np.float64)),
+            statistic=ratio,
             better="lower",
             n=int(counted.sum()) or None,
         ),

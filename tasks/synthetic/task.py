@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from tsdfm_bench.tasks.synthetic.law import Law
     from tsdfm_bench.tasks.synthetic.oracle import OracleCausal, OracleDenoiser
 
-TRAINING_TOKENS, VALIDATION_TOKENS = 400_000, 20_000
+VALIDATION_SHARE = 20
+LONG_ROWS = 64
 CITATION = "generated here: tasks/synthetic/recipe.py"
 
 
@@ -38,6 +39,8 @@ class Synthetic(ABC):
     description: ClassVar[str]
     defaults: ClassVar[Mapping[str, int]]
     references: ClassVar[tuple[str, ...]]
+    training_tokens: ClassVar[int] = 400_000
+    stationary: ClassVar[bool] = False
 
     def __init__(self, options: Mapping[str, int]) -> None:
         self.law = self.make_law(options)
@@ -134,19 +137,21 @@ class Synthetic(ABC):
         return self.law.sample(streams, length, "prompt")
 
     def training_streams(self) -> TrainingStreams:
-        """Exact draws of the task's length, one after another.
+        """Exact draws, one after another.
 
-        Windows of the streams of `product` and `markov` have the law itself: theirs are one long sequence each. Those
-        of `hmm` and `grammar` may start anywhere in a sequence and run on into the next.
+        `product` and `markov` are stationary: their streams are a few long sequences; all windows but those over
+        the joins have the law. Windows of `hmm` and `grammar` may start anywhere in a sequence.
         """
         return TrainingStreams(
-            self._stream("train", TRAINING_TOKENS), self._stream("validation", VALIDATION_TOKENS), self.info.data_hash
+            self._stream("train", self.training_tokens),
+            self._stream("validation", self.training_tokens // VALIDATION_SHARE),
+            self.info.data_hash,
         )
 
     def _stream(self, split: str, tokens: int) -> np.ndarray:
         from tsdfm_bench.rng import Streams
 
-        length = self.info.length
+        length = max(self.info.length, tokens // LONG_ROWS if self.stationary else 0)
         rows = -(-tokens // length)
         drawn = self.law.sample(Streams.of(0, f"training {self.info.data_hash}", rows), length, split)
         return np.asarray(drawn.numpy().reshape(-1))
@@ -175,6 +180,7 @@ class Product(Synthetic):
     description = "independent tokens with fixed frequencies"
     defaults: ClassVar[Mapping[str, int]] = {"vocab": 16, "length": 32}
     references = ("real", "loop")
+    stationary = True
 
     @staticmethod
     def make_law(options: Mapping[str, int]) -> Law:
@@ -191,6 +197,7 @@ class Markov(Synthetic):
     description = "a stationary first-order Markov chain; posterior by forward-backward"
     defaults: ClassVar[Mapping[str, int]] = {"vocab": 32, "length": 64}
     references = ("real", "unigram", "loop")
+    stationary = True
 
     @staticmethod
     def make_law(options: Mapping[str, int]) -> Law:
@@ -225,6 +232,7 @@ class BracketGrammar(Synthetic):
     )
     defaults: ClassVar[Mapping[str, int]] = {"kinds": 3, "letters": 4, "length": 24}
     references = ("real", "unigram", "bigram", "shuffled", "loop")
+    training_tokens = 60_000  # a text of a grammar is derived node by node
 
     @staticmethod
     def make_law(options: Mapping[str, int]) -> Law:
