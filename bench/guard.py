@@ -184,7 +184,7 @@ def _limited(limit_s: float | None) -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, ring)
     with contextlib.suppress(ValueError, RuntimeError, OSError):  # a stderr without a descriptor
-        faulthandler.dump_traceback_later(limit_s + max(GRACE_S, limit_s), exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(limit_s + max(GRACE_S, limit_s), exit=True, file=2)
     signal.setitimer(signal.ITIMER_REAL, limit_s, 1.0)
     try:
         yield

@@ -17,9 +17,11 @@ V, LENGTH, ROWS = 3, 2, 10_000
 STATES = list(itertools.product(range(V), repeat=LENGTH))
 
 
-def posterior_row(p: np.ndarray, i: int, a: float, b: float) -> np.ndarray:
-    """q(y) as the paper has it, from its own normaliser."""
+def posterior_row(f: np.ndarray, i: int, a: float, b: float) -> np.ndarray:
+    """q(y) as the paper has it, with its own normaliser, of p = f without the evidence of the token itself."""
     r = a / b
+    p = f / np.where(np.arange(V) == i, a + (1 - a) / V, (1 - a) / V)
+    p = p / p.sum()
     q = (b - a) * p + (1 - r) * (1 - b) / V
     q[i] += a * V * p[i] + r - a
     q /= a * V * p[i] + 1 - a
@@ -55,6 +57,20 @@ def test_the_law_of_the_walk(lab, times: list[float], tail: str) -> None:
     state = State.start(UniformSource(V), Streams.of(2, f"{tail} {len(times)}", ROWS), LENGTH)
     run(kernel, state, Grid.through(times))
     lab.agrees(state.tokens, exact_law(denoiser, times, tail))
+
+
+def test_it_is_the_reverse_of_the_noising_process() -> None:
+    """One token of law pi: with the exact f, q(y | i) is P(x_s = y | x_t = i) by Bayes' rule; with f for p it is not."""
+    pi, a, b = np.array([0.7, 0.25, 0.05]), 0.4, 0.7
+    noised = [c * pi + (1 - c) / V for c in (a, b)]
+    for i in range(V):
+        likelihood = np.where(np.arange(V) == i, a + (1 - a) / V, (1 - a) / V)
+        f = pi * likelihood / noised[0][i]
+        step = np.where(np.arange(V) == i, a / b + (1 - a / b) / V, (1 - a / b) / V)  # P(x_t = i | x_s = y)
+        exact = noised[1] * step / noised[0][i]
+        assert np.allclose(posterior_row(f, i, a, b), exact)
+        twice = f * likelihood / (f * likelihood).sum()  # makes the function put f itself in place of p
+        assert not np.allclose(posterior_row(twice, i, a, b), exact, atol=0.01)
 
 
 @pytest.mark.parametrize("z", [(0, 0), (2, 1)])

@@ -1,7 +1,7 @@
-"""DUO: diffusion over plain tokens with a uniform prior, sampled by its exact posterior, with a greedy tail.
+"""DUO: diffusion over plain tokens with a uniform prior, sampled by its posterior, with an optional greedy tail.
 
-With a = kappa(t), b = kappa(t + h), r = a / b and the clean-token distribution p = p_theta(. | x_t), a position that
-holds i is drawn, independently of the others, from
+With a = kappa(t), b = kappa(t + h), r = a / b and the prediction p, a position that holds i is drawn, independently of
+the others, from
 
     q(y) = [ (b - a) p(y) + (1 - r)(1 - b) / V + 1[y = i] (a V p(i) + r - a) ] / Z,      Z = a V p(i) + 1 - a
 
@@ -11,10 +11,19 @@ c / (1 - a), whatever the network says. So candidates are drawn with that probab
 candidate is accepted with (1 - a) / Z, and takes its token from p with (b - a) / c, else from the uniform law: exactly
 q. Steps in which a sequence has no candidate need no call.
 
+What p is. q is the reverse of the noising process if p is the law of the clean token given the OTHER tokens: then
+a V p + 1 - a is in proportion to the noised marginal, and its ratios are the score. That is what DUO's loss trains.
+DFM's network gives the law f of the clean token given all of x_t, the token i at the position itself included, so its
+likelihood a 1[y = i] + (1 - a) / V is divided out:
+
+    p(i) proportional to f(i) (1 - a) / (1 - a + a V),      p(y) proportional to f(y)   (y != i)
+
+(f put into q as it is counts the evidence of i twice: the sampler then does not approach the law of its denoiser.)
+
 The grid is t = linspace(0, 1 - 1e-5, N + 1). What follows it:
 
-    greedy       every position becomes the argmax of p, the paper's greedy tail (default)
-    ancestral    one more step with b = 1
+    ancestral    one more step with b = 1 (default)
+    greedy       every position becomes the most likely clean token, argmax f: the paper's greedy tail
     none         nothing
 
 Temperature and nucleus act on p. The weights are DFM's for the uniform source: a clean-token denoiser of the same
@@ -53,7 +62,7 @@ from tsdfm_bench.methods.toolkit import (
     schedule_of,
 )
 
-TAILS = ("greedy", "ancestral", "none")
+TAILS = ("ancestral", "greedy", "none")
 NU_END = 1e-5
 
 
@@ -61,11 +70,11 @@ class UniformPosteriorKernel(Kernel):
     """One step of DUO, and its tail.
 
     Args:
-        posterior: p, its schedule and draw policy.
-        tail: "greedy", "ancestral" or "none".
+        posterior: f, its schedule and draw policy; temperature and nucleus act on p.
+        tail: "ancestral", "greedy" or "none".
     """
 
-    def __init__(self, posterior: Posterior, tail: str = "greedy") -> None:
+    def __init__(self, posterior: Posterior, tail: str = "ancestral") -> None:
         self.posterior, self.tail = posterior, tail
         self.vocab_size = posterior.denoiser.vocab_size
 
@@ -103,15 +112,18 @@ class UniformPosteriorKernel(Kernel):
         u_accept, u_kind, u_token = (visit.uniform(site, state.streams) for site in ("accept", "kind", "token"))
         a, from_p, from_uniform = self.weights(visit.t[visit.at_rows], visit.t_next[visit.at_rows])
         greedy = visit.last if self.tail == "greedy" else torch.zeros_like(visit.last)
+        # the token's own evidence is divided out of the logits: (1 - a) / (1 - a + a V)
+        evidence = -torch.log1p(a * self.vocab_size / self.posterior.schedule.noise(visit.t[visit.at_rows]))
         for s in pieces(*logits.shape):
-            p = self.posterior.probabilities(logits[s])
+            best = logits[s].argmax(dim=-1)
+            p = self.posterior.probabilities(logits[s].double().scatter_add(1, z[s, None], evidence[s, None]))
             own = p.gather(1, z[s, None])[:, 0]
             accepted = u_accept[s] < (1 - a[s]) / (a[s] * self.vocab_size * own + 1 - a[s])
             uniform = UniformSource(self.vocab_size).tokens(u_token[s])
             drawn = self.posterior.policy.categorical(p, u_token[s])
             token = torch.where(u_kind[s] < from_p[s] / (from_p[s] + from_uniform[s]), drawn, uniform)
             token = torch.where(accepted, token, z[s])
-            state.write(rows[s], positions[s], torch.where(greedy[s], p.argmax(dim=-1), token))
+            state.write(rows[s], positions[s], torch.where(greedy[s], best, token))
 
 
 class DUO(Diffusion):
@@ -119,7 +131,7 @@ class DUO(Diffusion):
 
     Args:
         denoiser: gives x0 logits, V outputs.
-        tail: "greedy", "ancestral" or "none".
+        tail: "ancestral", "greedy" or "none".
         schedule: kappa, default kappa(t) = t.
         device: where sampling runs.
     """
@@ -134,7 +146,7 @@ class DUO(Diffusion):
     lender = DFM
 
     def __init__(
-        self, denoiser: Denoiser, tail: str = "greedy", schedule: Schedule | None = None, device: str = "cpu"
+        self, denoiser: Denoiser, tail: str = "ancestral", schedule: Schedule | None = None, device: str = "cpu"
     ) -> None:
         super().__init__(denoiser, UniformSource(denoiser.vocab_size), schedule or Polynomial(), device)
         self.tail = one_of(self.info, "tail", tail)
