@@ -60,7 +60,7 @@ def test_the_law_of_the_walk(lab, times: list[float], tail: str) -> None:
 
 
 def test_it_is_the_reverse_of_the_noising_process() -> None:
-    """One token of law pi: with the exact f, q(y | i) is P(x_s = y | x_t = i) by Bayes' rule; with f for p it is not."""
+    """One token of law pi, exact f: q(y | i) is P(x_s = y | x_t = i) by Bayes' rule; with f for p it is not."""
     pi, a, b = np.array([0.7, 0.25, 0.05]), 0.4, 0.7
     noised = [c * pi + (1 - c) / V for c in (a, b)]
     for i in range(V):
