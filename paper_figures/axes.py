@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tsdfm_bench.results.rows import Row, finite
-from tsdfm_bench.results.style import FAINT
+from tsdfm_bench.results.style import FAINT, text_colour
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,8 +52,9 @@ def bars(axes: Axes, x: Sequence[float], rows: Sequence[Row], color: str, *, alo
 
 
 def mark_incomplete(figure: Figure, missing: Sequence[str]) -> None:
-    """Say at the lower edge of a figure that rows are missing; call it after the figure was laid out."""
+    """Say at the lower edge of a figure that rows are missing; call it before the figure is laid out."""
     if missing:
         shown = "; ".join(missing[:2]) + (f"; and {len(missing) - 2} more" if len(missing) > 2 else "")
         shown = shown if len(shown) < 90 else shown[:87] + "..."
-        figure.text(0.01, 0.0, f"incomplete, no row for: {shown}", fontsize=5, color=FAINT, va="top", ha="left")
+        text = f"incomplete, no row for: {shown}"
+        figure.supxlabel(text, x=0.01, ha="left", fontsize=5, color=text_colour(FAINT))

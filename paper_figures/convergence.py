@@ -103,9 +103,9 @@ def _one(scene: Scene, name: str) -> Made:
             log_axis(axes, "y")
         grid[-1, 0].set_xlabel("sampling steps")
         step_axis(grid[-1, 0], [c.first["steps"] for cells in lines.values() for c in cells])
-        finish(figure, panels)
         missing = [] if scene.real is not None else ["exact draws (the floor)"]
         mark_incomplete(figure, missing)
+        finish(figure, panels)
     shown = unique_rows(rows)
     counts = sorted({int(row["n"]) for row in shown if row["n"] is not None})
     notes.append(

@@ -99,8 +99,8 @@ def _one(scene: Scene, judge: str, name: str) -> Made:
         step_axis(grid[-1], steps)
         wanted = [(m, s, n) for s in lines if s for m, n in (("tsdfm", SHORT), ("dfm", LONG))]
         missing = scene.absent(wanted)
-        finish(figure, panels)
         mark_incomplete(figure, missing)
+        finish(figure, panels)
     shown = unique_rows(rows)
     notes += _common(shown, scene)
     return Made(

@@ -55,6 +55,8 @@ def _one(frame: pd.DataFrame, source: str, path: Path, name: str) -> Made:
     arms = [arm for arm in ("blind", "shaped") if arm in set(frame["arm"])]
     shown = {key: title for key, title in PANELS.items() if frame[key].notna().any()}
     rows: list[Row] = []
+    from matplotlib.ticker import MaxNLocator
+
     with styled():
         figure, grid = new_figure(COLUMN_IN, 0.3 + 1.0 * len(shown), rows=len(shown), sharex=True, squeeze=False)
         look = looks(_STYLE.values())
@@ -71,10 +73,12 @@ def _one(frame: pd.DataFrame, source: str, path: Path, name: str) -> Made:
                 panels[axes].append(Label(means["t"].iloc[-1], means["mean"].iloc[-1], arm, style["color"]))
                 rows += _rows(means, arm, key, source)
             axes.set_ylabel(title)
+            axes.yaxis.set_major_locator(MaxNLocator(4))
         grid[-1, 0].set_xlabel("time t (0 = noise, 1 = data)")
         missing = [f"{arm} arm" for arm in ("blind", "shaped") if arm not in arms]
-        finish(figure, panels)
         mark_incomplete(figure, missing)
+        figure.draw_without_rendering()  # tick labels first: the room for axis labels depends on their width
+        finish(figure, panels)
     count = int(frame["sequence"].nunique())
     notes = [f"Means over {count} sequences, bands are 95 % intervals (normal); the arms share their starts."]
     title = f"Blind and shaped trajectories, {source} source" if source else "Blind and shaped trajectories"

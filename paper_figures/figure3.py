@@ -98,7 +98,6 @@ def _one(ablation: Ablation, groups: dict[str, list[Level]], metric: str, scorer
             for value in values
             if value not in {level.name for level in groups.get(key, [])}
         ]
-        figure.draw_without_rendering()
         mark_incomplete(figure, missing)
     shown = unique_rows(rows)
     notes = [

@@ -46,7 +46,7 @@ class Rows:
     def __init__(self, evidence: Evidence, cells: Mapping[str, list[EvidenceCell]], scorer: str) -> None:
         self.evidence, self.cells, self.scorer = evidence, cells, scorer
         self.n = min((cell.n for members in cells.values() for cell in members if cell.n), default=0)
-        self.constant = False
+        self.constant = self.timed = False
         self._known: dict[Quantity, np.ndarray] = {}
 
     def quantity(self, wanted: Quantity) -> np.ndarray:
@@ -80,7 +80,7 @@ class Rows:
             raise Missing(f"{cell.name} has no {role}")
         values = self._read(cell, metric, self.scorer if scored else "")
         if name == "seconds":
-            self.constant = True
+            self.constant = self.timed = True
             return 1.0 / values
         return values
 

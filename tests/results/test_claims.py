@@ -166,6 +166,20 @@ def test_counts_are_exact(tmp_path: Path) -> None:
     assert verify(found, parse_claims(text.replace(">= 32", "between 128 and 128")))[0].status == "reproduced"
 
 
+@pytest.mark.parametrize(("rate", "status"), [(1000.0, "reproduced"), (150.0, "not separable"), (20.0, "contradicted")])
+def test_a_single_timing_needs_a_factor_of_two(tmp_path: Path, rate: float, status: str) -> None:
+    def timed(rows: list[dict[str, Any]], speed: float) -> list[dict[str, Any]]:
+        row = {**rows[0], "metric": "sequences_per_second", "scorer": "", "value": speed, "unit": "1/s"}
+        return [*rows, {**row, "low": None, "high": None, "interval": "no interval", "definition": "speed"}]
+
+    slow = timed(cell("dfm", 100.0, steps=1024), 1.0)
+    found = evidence(tmp_path, timed(cell("tsdfm", 50.0), rate), slow)
+    text = FILE.replace("100 * (1 - ppl(student) / ppl(teacher))", "seconds(teacher) / seconds(student)")
+    verdict = verify(found, parse_claims(text.replace(">= 32", ">= 128")))[0]
+    assert verdict.status == status
+    assert "measured once" in verdict.reason
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_are_not_tested(tmp_path: Path, value: float) -> None:
     rows = cell("tsdfm", 50.0)
