@@ -13,6 +13,8 @@ from tsdfm_bench.conformance import asking, basics, calls, cost, hygiene, laws, 
 from tsdfm_bench.conformance.subject import Subject
 from tsdfm_bench.errors import unknown_name
 
+_BASE = ("contract", "runs", "shapes")
+
 
 @dataclass(frozen=True)
 class Check:
@@ -32,7 +34,7 @@ class Check:
     explanation: str
     run: Callable[[Subject], str]
     once: bool = False
-    needs: tuple[str, ...] = ("contract", "runs", "shapes")
+    needs: tuple[str, ...] = _BASE
 
 
 CHECKS: tuple[Check, ...] = (
@@ -55,7 +57,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "shapes",
         "shapes and dtypes",
-        "Tokens are int64 (batch, length), lengths int64 (batch,) between 0 and length, a trace (batch, steps, length).",
+        "Tokens are int64 (batch, length), lengths int64 (batch,) in 0 .. length, a trace (batch, steps, length).",
         basics.shapes,
         needs=("contract", "runs"),
     ),
@@ -89,6 +91,7 @@ CHECKS: tuple[Check, ...] = (
         "pinned tokens kept",
         "Prefix and infill positions come back as given, and free positions do not read the held-out text beside them.",
         asking.pinned,
+        needs=(*_BASE, "repeatable"),
     ),
     Check(
         "refusals",
@@ -102,6 +105,7 @@ CHECKS: tuple[Check, ...] = (
         "Temperature 0 is the limit of low temperatures and equals a nucleus of one token; a full nucleus changes "
         "nothing. Otherwise the setting is ignored and a sweep over it means nothing.",
         asking.temperature,
+        needs=(*_BASE, "repeatable"),
     ),
     Check(
         "calls",
@@ -115,6 +119,7 @@ CHECKS: tuple[Check, ...] = (
         "Given the exact posterior of a small enumerated law instead of a network, its samples approach that law with "
         "more steps.",
         laws.convergence,
+        needs=(*_BASE, "independent"),
     ),
     Check(
         "draw",
@@ -123,6 +128,7 @@ CHECKS: tuple[Check, ...] = (
         "where the published fp32 race is asked for (weight = c 2^-24).",
         laws.arithmetic,
         once=True,
+        needs=(*_BASE, "independent"),
     ),
     Check(
         "state",
@@ -179,5 +185,7 @@ def select(only: Sequence[str] | None) -> list[Check]:
     for name in only:
         if name not in known:
             raise unknown_name("check", name, known)
-    wanted = set(only).union(*(known[name].needs for name in only))
+    wanted = set(only)
+    for check in reversed(CHECKS):  # a check only needs earlier ones
+        wanted.update(check.needs if check.id in wanted else ())
     return [check for check in CHECKS if check.id in wanted]

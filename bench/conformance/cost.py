@@ -21,7 +21,9 @@ def cost(subject: Subject) -> str:
     (few_s, few_bytes), (many_s, many_bytes) = (_measure(subject, batch) for batch in (SMALL, LARGE))
     ratio = many_s / max(few_s, MEASURABLE_S)
     seen = f"{few_s * 1e3:.0f} ms for {SMALL} sequences, {many_s * 1e3:.0f} ms for {LARGE} ({ratio:.1f} times)"
-    require(ratio <= SLACK * growth, f"{seen}: {growth} times the batch may cost at most {SLACK * growth} times as much")
+    require(
+        ratio <= SLACK * growth, f"{seen}: {growth} times the batch may cost at most {SLACK * growth} times as much"
+    )
     extra = max(0, many_bytes - few_bytes)
     seen += f", {extra / 2**20:.0f} MiB more"
     heavy = extra > MEASURABLE_BYTES and _doubling(subject, many_bytes - few_bytes)

@@ -13,7 +13,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def generators() -> dict[str, object]:
     import numpy as np
     import torch
 
-    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - the global state is what is watched
+    name, keys, *rest = np.random.get_state(legacy=True)
     return {
         "torch's global generator": torch.get_rng_state().numpy().tobytes(),
         "numpy's global generator": (name, np.asarray(keys).tobytes(), *rest),
@@ -193,10 +193,11 @@ def _captured() -> Iterator[list[str]]:
     kept = os.dup(1)
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 1)
+        python = open(os.dup(file.fileno()), "w", encoding="utf-8", errors="replace")  # noqa: PTH123, SIM115 - an fd
         try:
-            yield out
+            with python, redirect_stdout(python):
+                yield out
         finally:
-            sys.stdout.flush()
             os.dup2(kept, 1)
             os.close(kept)
             file.seek(0)

@@ -35,7 +35,6 @@ from tsdfm_bench.errors import UsageError
 from tsdfm_bench.registry import one_line
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from tsdfm_bench.api import Method, OracleForm

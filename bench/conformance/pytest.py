@@ -32,6 +32,7 @@ def conformance_test(
     checkpoint: str | None = None,
     only: Sequence[str] | None = None,
     limit_s: float = LIMIT_S,
+    isolated: bool = True,
 ) -> Callable[..., None]:
     """A parametrised test function to be bound to a name that starts with `test_`.
 
@@ -42,6 +43,7 @@ def conformance_test(
         checkpoint: weights; None = the method's default.
         only: ids of checks; None = all.
         limit_s: seconds a check may take.
+        isolated: test in a process of its own; False = in this one, for a debugger.
     """
     from tsdfm_bench.conformance.catalogue import select
 
@@ -58,7 +60,7 @@ def conformance_test(
 
     @lru_cache(maxsize=1)
     def report() -> Report:
-        return conform(target, only, limit_s)
+        return conform(target, only, limit_s, isolated=isolated)
 
     @pytest.mark.parametrize("check", [check.id for check in select(only)])
     def test(check: str) -> None:

@@ -1,7 +1,7 @@
 """What the conformance kit finds: one result per check and setting, put together into one row per check.
 
 A check ends in one of three ways. It passes and says what was seen; it fails and says what is wrong; or it does not
-apply and says why. A skipped check is never a failure: a method that refuses a request with a reason keeps the contract.
+apply and says why. A skipped check is no failure: a method that refuses a request with a reason keeps the contract.
 """
 
 from __future__ import annotations

@@ -43,7 +43,12 @@ class _State:
 
 
 def conform(
-    target: Target, only: Sequence[str] | None = None, limit_s: float = LIMIT_S, progress: Progress | None = None
+    target: Target,
+    only: Sequence[str] | None = None,
+    limit_s: float = LIMIT_S,
+    progress: Progress | None = None,
+    *,
+    isolated: bool = True,
 ) -> Report:
     """Test a method.
 
@@ -52,6 +57,7 @@ def conform(
         only: ids of checks; what they need is run too. None = all.
         limit_s: seconds a check of one setting may take.
         progress: told what is being checked.
+        isolated: in a process of its own; False = here, where a debugger reaches it and nothing stops it.
 
     Raises:
         UsageError: an unknown check.
@@ -61,6 +67,8 @@ def conform(
     checks = select(only)
     state = _State()
     with tempfile.TemporaryDirectory(prefix="tsdfm-conform-") as scratch:
+        if not isolated:
+            _here(target, [check.id for check in checks], state, Path(scratch).resolve(), progress)
         while not state.ended:
             _worker(target, [check.id for check in checks], state, Path(scratch).resolve(), limit_s, progress)
     rows: list[Row] = []
@@ -70,6 +78,21 @@ def conform(
             results = results or [Result(check.id, "", "skipped", "needs 'contract'")]
             rows.append(summarise(check.id, check.title, check.explanation, results))
     return Report(str(target), tuple(state.settings), tuple(rows))
+
+
+def _here(target: Target, checks: list[str], state: _State, scratch: Path, progress: Progress | None) -> None:
+    """All checks in this process, with the scratch folder as the run folder and for temporary files."""
+    from tsdfm_bench.conformance.worker import run_checks
+
+    before, temporary = Path.cwd(), tempfile.tempdir
+    try:
+        os.chdir(scratch)
+        tempfile.tempdir = str(scratch)
+        run_checks(target, checks, [], lambda **event: _take(event, state, progress))
+    finally:
+        tempfile.tempdir = temporary
+        os.chdir(before)
+    state.ended = True
 
 
 def _worker(
@@ -88,7 +111,13 @@ def _worker(
     environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1"}
     with (scratch / "stdout").open("ab") as out, (scratch / "stderr").open("ab") as err:
         process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
         )
         try:
             silent = _follow(process, results, state, limit_s, progress)

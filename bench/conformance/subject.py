@@ -88,7 +88,7 @@ class Setting:
 
 
 def settings_of(info: MethodInfo, given: Mapping[str, str]) -> list[Setting]:
-    """Every source with the given options, and beside them each other value of each option (the first is the default)."""
+    """Every source with the given options, and beside them each value but the first (the default) of each option."""
     found: list[Setting] = []
     for source in info.sources or (None,):
         found.append(Setting(source, dict(given)))

@@ -13,16 +13,17 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from tsdfm_bench.conformance.catalogue import CHECKS, Check
 from tsdfm_bench.conformance.report import Failed, Result, Skipped, Verdict
-from tsdfm_bench.conformance.subject import Broke, Refused, Setting, Subject, Target, settings_of, vocabulary
+from tsdfm_bench.conformance.subject import Broke, Refused, Subject, Target, settings_of, vocabulary
 from tsdfm_bench.errors import BenchError
 from tsdfm_bench.registry import one_line
+
+Tell = Callable[..., None]
 
 
 def main(arguments: list[str]) -> None:
@@ -34,11 +35,19 @@ def main(arguments: list[str]) -> None:
             file.write(json.dumps(event) + "\n")
             file.flush()
 
-        _run(Target.from_json(job["target"]), job, tell)
+        run_checks(Target.from_json(job["target"]), job["checks"], job["done"], tell)
         tell(event="end")
 
 
-def _run(target: Target, job: dict[str, Any], tell: Any) -> None:
+def run_checks(target: Target, wanted: Sequence[str], finished: Iterable[Sequence[str]], tell: Tell) -> None:
+    """Run checks in this process.
+
+    Args:
+        target: what is tested.
+        wanted: ids of the checks.
+        finished: (check, setting, verdict) of what need not be done again.
+        tell: given every event as keywords.
+    """
     tell(event="start", check="contract", setting="")
     try:
         registry = target.registry()
@@ -50,8 +59,8 @@ def _run(target: Target, job: dict[str, Any], tell: Any) -> None:
         tell(event="broken", seen=text)
         return
     tell(event="plan", settings=[str(setting) for setting in settings])
-    checks = [check for check in CHECKS if check.id in job["checks"]]
-    done = {(check, setting): verdict for check, setting, verdict in job["done"]}
+    checks = [check for check in CHECKS if check.id in wanted]
+    done = {(check, setting): verdict for check, setting, verdict in finished}
     first = str(settings[0])
     for setting in settings:
         subject = Subject(cls, target, setting, words)
@@ -105,6 +114,7 @@ def _restored() -> Iterator[None]:
 
     cwd, environment = Path.cwd(), dict(os.environ)
     dtype, threads, grad = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
+    precision = torch.get_float32_matmul_precision()
     try:
         yield
     finally:
@@ -114,6 +124,7 @@ def _restored() -> Iterator[None]:
         torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)
         torch.set_grad_enabled(grad)
+        torch.set_float32_matmul_precision(precision)
 
 
 if __name__ == "__main__":
