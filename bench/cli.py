@@ -155,7 +155,27 @@ Out = Annotated[
 ]
 Launcher = Annotated[
     Text,
-    typer.Option("--launcher", metavar="NAME", help="How cells are run (default: inline).", rich_help_panel=_WHERE),
+    typer.Option(
+        "--launcher",
+        metavar="NAME",
+        help="How cells are run: inline, local, ... (default: inline).",
+        rich_help_panel=_WHERE,
+    ),
+]
+Jobs = Annotated[
+    Text,
+    typer.Option(
+        "--jobs", metavar="N", help="Worker processes at once (default: by cores and memory).", rich_help_panel=_WHERE
+    ),
+]
+Lease = Annotated[
+    Text,
+    typer.Option(
+        "--lease",
+        metavar="S",
+        help="Seconds without a sign of life until a worker's cell is taken over (default: 60).",
+        rich_help_panel=_WHERE,
+    ),
 ]
 BatchSize = Annotated[
     Text, typer.Option("--batch-size", help="Sequences per batch.", metavar="N", rich_help_panel=_WHERE)
@@ -225,6 +245,7 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
     """The sweep's keys among a command's parameters, those that were typed."""
     given = {key: value for key, value in values.items() if value is not None}
     given["plugins"] = given.pop("plugin", None) or None
+    given["retry_failed"] = given.pop("retry_failed", None) or None
     for other in ("config", "json", "budget", "trim", "timing"):
         given.pop(other, None)
     return given
@@ -268,6 +289,8 @@ def run(
     config: Config = None,
     out: Out = None,
     launcher: Launcher = None,
+    jobs: Jobs = None,
+    lease: Lease = None,
     batch_size: BatchSize = None,
     device: Device = None,
     threads: Threads = None,
@@ -275,6 +298,10 @@ def run(
     plugin: Plugin = None,
     budget: Budget = None,
     trim: Trim = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="Also try what failed before with the same code.", rich_help_panel=_WHERE),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Sample, score and tabulate a sweep; what is already done is not done again."""
@@ -307,6 +334,8 @@ def plan(
     config: Config = None,
     out: Out = None,
     launcher: Launcher = None,
+    jobs: Jobs = None,
+    lease: Lease = None,
     batch_size: BatchSize = None,
     device: Device = None,
     threads: Threads = None,

@@ -16,13 +16,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from tsdfm_bench.api import Draw, TopPRule
 from tsdfm_bench.errors import UsageError, nearest, unknown_name
+from tsdfm_bench.launch.settings import LauncherSettings, launcher_table
 from tsdfm_bench.spec import Spec, spec_of, split_list, unique
 
 DEFAULT_METHODS = ("tsdfm", "fsdfm", "dfm", "mdlm", "sedd", "ar")
 DEFAULT_STEPS = (8, 64)
 DEFAULT_SAMPLES = 128
+LAUNCHER_OPTIONS = {"jobs": "jobs", "lease": "lease_s"}  # typed -> key of the [launcher] table
 DEFAULT_SCORERS = ("char-rnn", "smollm2")
-LAUNCHERS = ("inline",)
 
 
 def _listed(value: object) -> object:
@@ -139,7 +140,8 @@ class SweepConfig(BaseModel):
         prefix: pinned at the start of every sequence: a number of tokens of held-out text, or a text; None = nothing.
         infill: share of positions of held-out text that are pinned, at random; None = nothing.
         seed: root seed.
-        launcher: how the cells are run.
+        launcher: how the cells are run: a name, or a table (`LauncherSettings`).
+        retry_failed: try again what failed before, also where nothing has changed since.
         cell_timeout: seconds the sampling of one cell may take before it counts as failed; None = no limit.
         out: run folder; None = runs/<task>-<plan>.
         plugins: local plug-in files.
@@ -170,7 +172,8 @@ class SweepConfig(BaseModel):
     prefix: Annotated[str | None, BeforeValidator(lambda value: value if value is None else str(value))] = None
     infill: float | None = None
     seed: Annotated[int, BeforeValidator(_whole)] = 0
-    launcher: Annotated[str, _one_of(LAUNCHERS, "launcher")] = "inline"
+    launcher: Annotated[LauncherSettings, BeforeValidator(launcher_table), PlainSerializer(str)] = LauncherSettings()
+    retry_failed: bool = False
     cell_timeout: Annotated[float | None, BeforeValidator(_seconds)] = None
     out: Path | None = None
     plugins: list[Path] = []
@@ -235,7 +238,14 @@ def make_config(given: Mapping[str, Any], file: Path | None = None) -> SweepConf
         UsageError: see `SweepConfig`; every problem is one line.
     """
     merged = read_toml(file) if file is not None else {}
-    merged |= {key: value for key, value in given.items() if value is not None}
+    typed = {key: value for key, value in given.items() if value is not None}
+    table = launcher_table(merged.pop("launcher", {})) | launcher_table(typed.pop("launcher", {}))
+    merged |= typed
+    for option, key in LAUNCHER_OPTIONS.items():
+        if option in merged:
+            table[key] = merged.pop(option)
+    if table:
+        merged["launcher"] = table
     _check_keys(merged, "the request")
     try:
         return SweepConfig(**merged)

@@ -4,7 +4,7 @@
                     interrupted and ends the process after a grace period (the next item)
     end the process sys.exit and os._exit become a failure of the cell. A process that dies all the same (a crash in
                     native code, the system's out-of-memory killer, a power cut) leaves its mark in the cell's folder;
-                    the same command tries the cell again, and if the process dies there a second time without having
+                    the same command tries the cell again, and if the process dies there a third time without having
                     finished a batch, the command after that records a failure and does the other cells
     print           what it prints goes to cells/<ab>/<id>/printed.txt, so that stdout is the run's own
     change state    working directory, environment, default dtype and device, threads, grad mode, seeds of torch, numpy
@@ -31,7 +31,7 @@ from typing import Any, NoReturn
 from tsdfm_bench.errors import PluginError
 from tsdfm_bench.results.store import CorruptFile, RunFolder, read_json, remove, write_json
 
-MOST_DEATHS = 2
+MOST_DEATHS = 3
 GRACE_S = 30.0
 PRINTED, NOTES, ATTEMPT = "printed.txt", "notes.json", "attempt.json"
 
@@ -40,8 +40,16 @@ class TimeLimit(BaseException):
     """The cell's time is over; no Exception, so that a plug-in's `except Exception` does not catch it."""
 
 
+class ProcessDied(PluginError):
+    """The process died in this cell again and again; not a verdict for ever, so the next command tries again."""
+
+    passing = True
+
+
 @contextlib.contextmanager
-def guarded(folder: RunFolder, cell: str, limit_s: float | None = None, counted: bool = True) -> Iterator[None]:
+def guarded(
+    folder: RunFolder, cell: str, limit_s: float | None = None, counted: bool = True, shard: int = 0
+) -> Iterator[None]:
     """Run a plug-in's code for one cell.
 
     Args:
@@ -49,16 +57,18 @@ def guarded(folder: RunFolder, cell: str, limit_s: float | None = None, counted:
         cell: its id.
         limit_s: seconds it may take, or None.
         counted: it is the sampling itself; False for loading and warming up, whose mark the first cell takes over.
+        shard: which part of the cell; another process may be at another one.
 
     Raises:
         PluginError: the time is over, or the process died here before, again and again.
     """
     home = folder.cell_folder(cell)
     home.mkdir(parents=True, exist_ok=True)
+    mark = home / (ATTEMPT if shard == 0 else f"attempt-{shard:04d}.json")
     if counted:
         for name in (NOTES, PRINTED):
             remove(home / name)
-    _begin(folder, cell)
+    _begin(folder, cell, mark)
     notes: list[str] = []
     outer = _notes[:]
     _notes.clear()
@@ -66,16 +76,16 @@ def guarded(folder: RunFolder, cell: str, limit_s: float | None = None, counted:
         with _printed_to(home / PRINTED), contained(), _no_exit(), _limited(limit_s):
             yield
     except TimeLimit:
-        remove(home / ATTEMPT)
+        remove(mark)
         raise PluginError(
             f"it took longer than the {limit_s:g} seconds a cell may take (--cell-timeout); finished batches are kept"
         ) from None
     except BaseException:
-        remove(home / ATTEMPT)
+        remove(mark)
         raise
     else:
         if counted:
-            remove(home / ATTEMPT)
+            remove(mark)
     finally:
         with contextlib.suppress(OSError):
             if (home / PRINTED).exists() and (home / PRINTED).stat().st_size == 0:
@@ -119,9 +129,8 @@ def stdout_to_stderr() -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------- deaths
 
 
-def _begin(folder: RunFolder, cell: str) -> None:
-    """Leave a mark that only an orderly end removes; PluginError if such marks were found too often."""
-    path = folder.cell_folder(cell) / ATTEMPT
+def _begin(folder: RunFolder, cell: str, path: Path) -> None:
+    """Leave a mark that only an orderly end removes; ProcessDied if such marks were found too often."""
     completed = len(folder.completed_batches(cell))
     deaths = 0
     with contextlib.suppress(CorruptFile):
@@ -132,7 +141,7 @@ def _begin(folder: RunFolder, cell: str) -> None:
             deaths += 1
     if deaths >= MOST_DEATHS:
         remove(path)
-        raise PluginError(
+        raise ProcessDied(
             f"the process died {deaths} times while it sampled this cell, with {completed} batches finished: killed "
             "(out of memory?), crashed, or ended by the plug-in; a smaller --batch-size (and another --out) may help"
         )

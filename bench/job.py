@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsdfm_bench import __version__
-from tsdfm_bench.results.store import RunFolder, read_json
+from tsdfm_bench.launch.leases import Leases
+from tsdfm_bench.launch.settings import DEFAULT_LEASE_S
+from tsdfm_bench.launch.work import SHARD_BATCHES
+from tsdfm_bench.results.files import json_hash
+from tsdfm_bench.results.store import CorruptFile, RunFolder, read_arrow, read_json, read_samples, remove
 
 if TYPE_CHECKING:
     from tsdfm_bench.api import Task
     from tsdfm_bench.plan import Cell
     from tsdfm_bench.registry import Registry
+
+
+_READERS: Mapping[str, Callable[[Path], object]] = {
+    ".json": read_json,
+    ".npz": read_samples,
+    ".parquet": read_arrow,
+}
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -27,6 +48,11 @@ class Job:
         device: torch device string.
         threads: CPU threads.
         cell_timeout_s: seconds the sampling of a cell may take, or None.
+        lease_s: seconds without a sign of life after which a worker counts as dead.
+        retry_failed: try again what failed before, also where nothing has changed since.
+        patient: wait for what other living processes work on; else leave it to them.
+        name: of the job this process works on; "" = of none.
+        say: tells a person something in passing.
     """
 
     folder: RunFolder
@@ -37,6 +63,18 @@ class Job:
     device: str
     threads: int
     cell_timeout_s: float | None = None
+    lease_s: float = DEFAULT_LEASE_S
+    retry_failed: bool = False
+    patient: bool = True
+    name: str = ""
+    say: Callable[[str], None] = _to_stderr
+
+    @cached_property
+    def leases(self) -> Leases:
+        """The leases of the run folder."""
+        return Leases(self.folder.leases_folder, self.lease_s)
+
+    # -------------------------------------------------------------------------------------------- what is left
 
     def version(self, cell: Cell) -> str:
         """Versions that a refusal depends on."""
@@ -47,22 +85,86 @@ class Job:
 
     def refusal(self, cell: Cell) -> str:
         """The stored reason why the method refuses this cell, or ""."""
-        path = self.folder.done_path(cell.id)
-        if not path.exists():
-            return ""
-        done = read_json(path)
+        done = self._done(cell) or {}
         return str(done["refused"]) if done.get("refused") and done.get("version") == self.version(cell) else ""
 
-    def missing(self, cell: Cell) -> list[int]:
-        """Batches that are still to be made; none for a cell that was refused."""
-        if self.refusal(cell):
+    def _done(self, cell: Cell) -> dict[str, Any] | None:
+        path = self.folder.done_path(cell.id)
+        if not path.exists():
+            return None
+        try:
+            return read_json(path)
+        except CorruptFile as error:
+            self.damaged(error)
+            return None
+
+    def missing(self, cell: Cell, shard: int | None = None) -> list[int]:
+        """Batches that are still to be made; none for a cell that was refused.
+
+        Args:
+            cell: which.
+            shard: only its batches; None = all.
+        """
+        done = self._done(cell)
+        if done is not None and done.get("refused") and done.get("version") == self.version(cell):
             return []
         have = set(self.folder.completed_batches(cell.id))
         missing = [batch for batch in range(self.batches) if batch not in have]
-        if not missing and not self.folder.done_path(cell.id).exists():
-            self.folder.write_done(cell.id, self.done_mark())  # killed between the last batch and this mark
+        if not missing and done is None:  # killed between the last batch and this mark, or a file went to quarantine
+            missing = self._uncosted(cell)
+            if not missing:
+                self.folder.write_done(cell.id, self.done_mark())
+        if shard is not None:
+            missing = [batch for batch in missing if batch // SHARD_BATCHES == shard]
         return missing
+
+    def _uncosted(self, cell: Cell) -> list[int]:
+        """Batches without a cost; a cost is stored before its samples, so there are none unless a file was damaged."""
+        from tsdfm_bench.launch.batches import read_costs
+
+        if cell.kind == "reference":
+            return []
+        costs = read_costs(self.folder, cell.id, self.damaged)
+        return [batch for batch in range(self.batches) if batch not in costs]
 
     def done_mark(self) -> dict[str, Any]:
         """What done.json says of a finished cell."""
         return {"batches": self.batches, "batch_size": self.batch_size, "version": __version__}
+
+    # ------------------------------------------------------------------------------------------------ failures
+
+    def mark(self, kind: str, name: str) -> str:
+        """Hash of what a failure of a plug-in depends on: its code, the harness, the device and the time limit.
+
+        Args:
+            kind: "methods" or "scorers".
+            name: registered.
+        """
+        entry = self.registry.entry(kind, name)
+        code = ""
+        with contextlib.suppress(OSError):
+            if not entry.version and Path(entry.target).is_file():
+                code = hashlib.sha256(Path(entry.target).read_bytes()).hexdigest()
+        return json_hash([__version__, entry.owner, code, self.device, self.cell_timeout_s])
+
+    def remembers_failure(self, cell: Cell) -> bool:
+        """Whether the last try of a cell failed for a reason that still holds, so that it is not tried again."""
+        path = self.folder.failure_path(cell.id)
+        if self.retry_failed or cell.kind != "method" or not path.exists():
+            return False
+        with contextlib.suppress(CorruptFile):
+            return read_json(path).get("mark") == self.mark("methods", cell.method)
+        return False
+
+    # -------------------------------------------------------------------------------------------------- damage
+
+    def damaged(self, error: CorruptFile) -> None:
+        """Move a damaged file to quarantine/, and say so; see `RunFolder.quarantine`.
+
+        Lost costs can only be had by sampling again, so their cell is not done any more.
+        """
+        path = Path(error.path)
+        if path.name.startswith("cost") and path.exists():
+            remove(path.with_name("done.json"))
+        if said := self.folder.quarantine(error, _READERS.get(path.suffix)):
+            self.say(f"{said}.")

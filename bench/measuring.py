@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +23,13 @@ from tsdfm_bench import __version__
 from tsdfm_bench.api import CellData, CostRecord, Measurement, Metric, ScoreBatch, ScorerInfo
 from tsdfm_bench.conditioning import pinned_tokens
 from tsdfm_bench.errors import BenchError, PluginError, UsageError
-from tsdfm_bench.launch.inline import read_costs
+from tsdfm_bench.launch.batches import read_costs
 from tsdfm_bench.meter import total
 from tsdfm_bench.plan import same_scorer
 from tsdfm_bench.registry import check_info, one_line
 from tsdfm_bench.results.columns import Terms, columns_path, write_columns
 from tsdfm_bench.results.columns import terms as terms_of
-from tsdfm_bench.results.files import json_hash, read_json, slug, write_json
+from tsdfm_bench.results.files import json_hash, read_json, write_json
 from tsdfm_bench.results.resampling import intervals
 from tsdfm_bench.results.store import CorruptFile, RunFolder
 from tsdfm_bench.scoring import Judge, head, read_tokens, stored_scores
@@ -133,6 +133,7 @@ class Measurer:
         batch_size: sequences per stored batch.
         seed: of the intervals and of metrics that draw.
         real, other: the cells of held-out text, if they are complete.
+        damaged: told of damaged files before they count as missing; None = they stay where they are.
     """
 
     def __init__(
@@ -146,11 +147,13 @@ class Measurer:
         seed: int,
         real: Cell | None,
         other: Cell | None,
+        damaged: Callable[[CorruptFile], None] | None = None,
     ) -> None:
         self.folder, self.task, self.samples, self.batch_size, self.seed = folder, task, samples, batch_size, seed
         self.judges = [judge for judge in judges if not judge.problem]
         self.gauges = gauges
         self.real, self.other = real, other
+        self._damaged = damaged or (lambda error: None)
         self._kept: dict[str, CellData] = {}
         self._prompts: dict[tuple[str, bool], np.ndarray | None] = {}
 
@@ -180,6 +183,7 @@ class Measurer:
                     try:
                         rows = self._compute(cell, gauge)
                     except CorruptFile as error:
+                        self._damaged(error)
                         result[cell.id].failures[str(gauge.spec)] = str(error)
                     except (Exception, SystemExit) as error:
                         text = str(error) if isinstance(error, BenchError) else one_line(error)
@@ -197,19 +201,20 @@ class Measurer:
     # -------------------------------------------------------------------------------------------------- storage
 
     def _path(self, cell: Cell, gauge: Gauge) -> Path:
-        return self.folder.root / "measurements" / slug(str(gauge.spec)) / f"{cell.id}.json"
+        return self.folder.measurement_path(str(gauge.spec), cell.id)
 
     def _stored(self, cell: Cell, gauge: Gauge, key: str) -> list[dict[str, Any]] | None:
         path = self._path(cell, gauge)
         if not path.exists():
             return None
-        with contextlib.suppress(CorruptFile):
+        try:
             content = read_json(path)
-            rows = content.get("rows")
-            whole = not content.get("columns") or columns_path(self.folder.root, str(gauge.spec), cell.id).exists()
-            if content.get("key") == key and isinstance(rows, list) and whole:
-                return rows
-        return None
+        except CorruptFile as error:
+            self._damaged(error)
+            return None
+        rows = content.get("rows")
+        whole = not content.get("columns") or columns_path(self.folder.root, str(gauge.spec), cell.id).exists()
+        return rows if content.get("key") == key and isinstance(rows, list) and whole else None
 
     def _key(self, cell: Cell, gauge: Gauge) -> str:
         """Hash of everything a measurement depends on."""
@@ -234,9 +239,8 @@ class Measurer:
         return same_scorer(judge.info) if judge.info is not None else "unknown"
 
     def _cost(self, cell: Cell) -> CostRecord | None:
-        with contextlib.suppress(CorruptFile):
-            return total(read_costs(self.folder, cell.id).values(), self.batch_size)
-        return None
+        costs = read_costs(self.folder, cell.id, self._damaged)
+        return total(costs.values(), self.batch_size)
 
     # ------------------------------------------------------------------------------------------------ computing
 

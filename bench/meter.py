@@ -35,6 +35,7 @@ class BatchCost:
         seconds: wall-clock, device synchronised.
         peak_memory_bytes: see the module.
         device, threads: where it was measured.
+        pieces: in how many parts it was sampled, because memory did not hold the whole batch.
     """
 
     sequences: int
@@ -44,6 +45,7 @@ class BatchCost:
     peak_memory_bytes: int = 0
     device: str = "cpu"
     threads: int = 1
+    pieces: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -125,14 +127,19 @@ def total(costs: Iterable[BatchCost], batch_size: int) -> CostRecord | None:
     if not sequences:
         return None
     roles = list(dict.fromkeys(role for cost in costs for role in cost.calls))
+    pieces = max(cost.pieces for cost in costs)
+    device = ", ".join(dict.fromkeys(cost.device for cost in costs))
+    if pieces > 1:
+        device += f" ({-(-batch_size // pieces)} of {batch_size} sequences at a time: memory)"
+    parts = sum(cost.pieces for cost in costs)
     return CostRecord(
         sequences=sequences,
-        calls={role: sum(c.calls.get(role, 0) for c in costs) / len(costs) for role in roles},
+        calls={role: sum(c.calls.get(role, 0) for c in costs) / parts for role in roles},
         sequence_calls={role: sum(c.rows.get(role, 0) for c in costs) / sequences for role in roles},
         seconds=sum(cost.seconds for cost in costs),
         peak_memory_bytes=max(cost.peak_memory_bytes for cost in costs),
-        batch_size=batch_size,
-        device=", ".join(dict.fromkeys(cost.device for cost in costs)),
+        batch_size=-(-batch_size // pieces),
+        device=device,
         threads=max(cost.threads for cost in costs),
     )
 

@@ -13,6 +13,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,17 @@ import numpy as np
 from tsdfm_bench.api import ScoreBatch, ScorerInfo
 from tsdfm_bench.contract import check_scores
 from tsdfm_bench.errors import AssetError, BenchError, PluginError, UsageError
+from tsdfm_bench.launch.batches import free
+from tsdfm_bench.launch.failures import (
+    judge_problem_path,
+    memory_ran_out,
+    read_failure,
+    record_score_failure,
+    score_failure_path,
+)
+from tsdfm_bench.launch.inline import Waiting
+from tsdfm_bench.launch.leases import Holder, LeaseLost
+from tsdfm_bench.launch.work import unit_name
 from tsdfm_bench.plan import same_scorer, score_id
 from tsdfm_bench.registry import check_info, one_line
 from tsdfm_bench.results.store import (
@@ -27,9 +39,12 @@ from tsdfm_bench.results.store import (
     RunFolder,
     Samples,
     StoreError,
+    make_folder,
     read_arrow,
     read_samples,
     read_scores,
+    remove,
+    write_json,
     write_scores,
 )
 
@@ -37,6 +52,7 @@ if TYPE_CHECKING:
     from tsdfm_bench.api import Scorer
     from tsdfm_bench.console import Phase, Reporter
     from tsdfm_bench.job import Job
+    from tsdfm_bench.launch.leases import Lease
     from tsdfm_bench.plan import Cell
     from tsdfm_bench.registry import Registry
     from tsdfm_bench.spec import Spec
@@ -150,10 +166,18 @@ def read_tokens(folder: RunFolder, cell: str, batches: int) -> Samples:
     return Samples(np.concatenate([p.tokens for p in parts]), np.concatenate([p.lengths for p in parts]), {})
 
 
+def unscored(cells: Sequence[Cell], judge: Judge, job: Job) -> list[tuple[Cell, int]]:
+    """Cells that lack scores, each with the number of texts that are still to be scored.
+
+    Failures that are remembered are left out. Damaged scores go to quarantine/ and count as none.
+    """
+    return [(cell, job.batches * job.batch_size - done) for cell, done in _todo(cells, judge, job)]
+
+
 def score_cells(
     cells: Sequence[Cell], judges: Sequence[Judge], job: Job, reporter: Reporter, *, hidden: bool = True
-) -> None:
-    """Score what is not scored yet. Judges learn what went wrong.
+) -> list[str]:
+    """Score what is not scored yet, each cell under the lease of its scores. Judges learn what went wrong.
 
     Args:
         cells: those whose samples are complete.
@@ -162,56 +186,115 @@ def score_cells(
         reporter: progress.
         hidden: also score the hidden cells by scorers that give no features.
 
+    Returns:
+        names of the units that are left to other living processes; none if the job is patient.
+
     Raises:
         StoreError: a file cannot be written.
     """
+    left: list[str] = []
     for judge in judges:
         if judge.broken:
             continue
-        wanted = [c for c in cells if hidden or not c.hidden or judge.info is None or judge.info.features]
-        todo = _todo(wanted, judge, job)
-        if not todo:
-            _recall(judge, wanted, job.folder)
-            continue
-        scorer = None if judge.unavailable else _load(judge, job)
-        if scorer is None:
-            continue
-        if judge.info is None:
-            judge.info = scorer.info
-            todo = _todo(wanted, judge, job)
-        texts = sum(job.batches - done for _, done in todo) * job.batch_size
-        with reporter.phase(f"scoring, {judge.name}", texts, texts, "texts") as phase:
-            for cell, done in todo:
-                phase.doing(cell.describe())
-                rest = (job.batches - done) * job.batch_size
-                left = phase.expect(rest, rest)
-                try:
-                    _score_cell(cell, judge, scorer, job, done, phase)
-                except StoreError as error:
-                    if not isinstance(error, CorruptFile):
-                        raise
-                    judge.failures[cell.id] = str(error)
-                except (Exception, SystemExit) as error:
-                    judge.failures[cell.id] = str(error) if isinstance(error, BenchError) else one_line(error)
-                left.drop()
+        wanted = judged(judge, cells, hidden)
+        if _todo(wanted, judge, job):
+            left += _score_by(judge, wanted, job, reporter)
+        recall(judge, wanted, job)
+    return left
+
+
+def judged(judge: Judge, cells: Sequence[Cell], hidden: bool) -> list[Cell]:
+    """The cells that concern a judge: hidden ones only if asked for, or if it gives features."""
+    return [c for c in cells if hidden or not c.hidden or judge.info is None or judge.info.features]
+
+
+def _score_by(judge: Judge, cells: Sequence[Cell], job: Job, reporter: Reporter) -> list[str]:
+    """Let one judge score what is missing."""
+    scorer = None if judge.unavailable else _load(judge, job)
+    problem = judge_problem_path(job.folder, judge.name)
+    if scorer is None:
+        make_folder(problem.parent)
+        write_json(problem, {"unavailable": judge.unavailable, "broken": judge.broken})
+        return []
+    remove(problem)
+    judge.info = judge.info or scorer.info
+    todo = _todo(cells, judge, job)
+    texts = sum(job.batches * job.batch_size - done for _, done in todo)
+    with reporter.phase(f"scoring, {judge.name}", texts, texts, "texts") as phase:
+        waiting = Waiting(job)
+        while todo:
+            busy = [cell for cell, _ in todo if not _score_unit(cell, judge, scorer, job, phase, waiting)]
+            todo = [(cell, 0) for cell in busy]
+            if not waiting.again({unit_name(cell.id, scorer=judge.name) for cell in busy}, phase):
+                break
+    return [unit_name(cell.id, scorer=judge.name) for cell, _ in todo]
+
+
+def _score_unit(cell: Cell, judge: Judge, scorer: Scorer, job: Job, phase: Phase, waiting: Waiting) -> bool:
+    """Score what is missing of a cell; False if another process is at it."""
+    unit = unit_name(cell.id, scorer=judge.name)
+    rows = job.batches * job.batch_size
+    rest = rows - _scored(job, judge, cell)
+    left = phase.expect(rest, rest)
+    if rest > 0:
+        lease = job.leases.take(unit, doing=f"{judge.name}: {cell.describe()}", job=job.name)
+        if isinstance(lease, Holder):
+            waiting.held(unit, lease)
+            return False
+        with lease:
+            failure = score_failure_path(job.folder, judge.name, cell.id)
+            try:
+                done = _scored(job, judge, cell)
+                if done < rows:
+                    remove(failure)
+                    phase.doing(cell.describe())
+                    _score_cell(cell, judge, scorer, job, done, phase, lease)
+            except LeaseLost as error:
+                job.say(f"{judge.name}, {cell.describe()}: {error}.")
+                return False
+            except CorruptFile as error:
+                job.damaged(error)
+                record_score_failure(job, judge.name, judge.spec.name, cell.id, error)
+            except StoreError:
+                raise
+            except (Exception, SystemExit) as error:
+                record_score_failure(job, judge.name, judge.spec.name, cell.id, error)
+    left.drop()
+    return True
 
 
 def _todo(cells: Sequence[Cell], judge: Judge, job: Job) -> list[tuple[Cell, int]]:
-    """Cells that lack scores, each with the number of batches that have some."""
-    done = [(cell, _scored(job.folder, judge, cell, job.batch_size)) for cell in cells]
-    return [(cell, count) for cell, count in done if count < job.batches]
+    """Cells that lack scores and are worth a try, each with the number of texts that have some."""
+    done = [(cell, _scored(job, judge, cell)) for cell in cells]
+    rows = job.batches * job.batch_size
+    return [(cell, count) for cell, count in done if count < rows and not _remembers(job, judge, cell)]
 
 
-def _scored(folder: RunFolder, judge: Judge, cell: Cell, batch_size: int) -> int:
-    """How many batches of a cell have scores of this scorer; damaged scores count as none."""
-    path = folder.scores_path(judge.name, cell.id)
-    if not path.exists():
+def _remembers(job: Job, judge: Judge, cell: Cell) -> bool:
+    """Whether this judge failed on a cell for a reason that still holds."""
+    mark = read_failure(score_failure_path(job.folder, judge.name, cell.id)).get("mark")
+    return bool(mark) and not job.retry_failed and mark == job.mark("scorers", judge.spec.name)
+
+
+def _scored(job: Job, judge: Judge, cell: Cell) -> int:
+    """How many texts of a cell have scores of this scorer; damaged scores go to quarantine/ and count as none."""
+    path = job.folder.scores_path(judge.name, cell.id)
+    try:
+        stat = path.stat()
+        rows, meta = _head_of(str(path), stat.st_mtime_ns, stat.st_ino, stat.st_size)
+    except FileNotFoundError:
         return 0
-    with contextlib.suppress(CorruptFile):
-        table, meta = read_arrow(path, columns=["bytes"])
-        if _made_by(judge, meta):
-            return int(table.num_rows) // batch_size
-    return 0
+    except CorruptFile as error:
+        job.damaged(error)
+        return 0
+    return rows if _made_by(judge, meta) else 0
+
+
+@lru_cache(maxsize=1 << 15)
+def _head_of(path: str, changed_ns: int, inode: int, size: int) -> tuple[int, Mapping[str, Any]]:
+    """Rows and meta of a score file, verified; read once as long as the file stays the same."""
+    table, meta = read_arrow(path, columns=["bytes"])
+    return int(table.num_rows), meta
 
 
 def _made_by(judge: Judge, meta: Mapping[str, Any]) -> bool:
@@ -222,12 +305,28 @@ def _made_by(judge: Judge, meta: Mapping[str, Any]) -> bool:
         return False
 
 
-def _recall(judge: Judge, cells: Sequence[Cell], folder: RunFolder) -> None:
-    """A scorer whose files are gone but whose scores are all here is not missing."""
-    judge.unavailable = ""
-    if judge.info is None and cells:
-        stored = stored_scores(folder, judge, cells[0].id)
-        judge.info = stored[1] if stored is not None else None
+def recall(judge: Judge, cells: Sequence[Cell], job: Job) -> None:
+    """Let a judge know what the run folder knows: its failures, its problems, and what it is.
+
+    A scorer whose files are gone but whose scores are all here is not missing.
+    """
+    folder, rows = job.folder, job.batches * job.batch_size
+    judge.failures.clear()
+    lacking = [cell for cell in cells if _scored(job, judge, cell) < rows]
+    if not lacking:
+        judge.unavailable = ""
+        if judge.info is None and cells:
+            stored = stored_scores(folder, judge, cells[0].id)
+            judge.info = stored[1] if stored is not None else None
+        return
+    problem = read_failure(judge_problem_path(folder, judge.name))
+    judge.unavailable = judge.unavailable or str(problem.get("unavailable", ""))
+    judge.broken = judge.broken or str(problem.get("broken", ""))
+    if judge.problem:
+        return
+    for cell in lacking:
+        reason = read_failure(score_failure_path(folder, judge.name, cell.id)).get("reason")
+        judge.failures[cell.id] = str(reason) if reason else "it was not scored yet"
 
 
 def _load(judge: Judge, job: Job) -> Scorer | None:
@@ -241,23 +340,45 @@ def _load(judge: Judge, job: Job) -> Scorer | None:
     return None
 
 
-def _score_cell(cell: Cell, judge: Judge, scorer: Scorer, job: Job, done: int, phase: Phase) -> None:
-    """Score the batches of one cell that follow those `done` before, saving now and then."""
+def _score_cell(cell: Cell, judge: Judge, scorer: Scorer, job: Job, done: int, phase: Phase, lease: Lease) -> None:
+    """Score the texts of one cell that follow those `done` before, saving now and then.
+
+    Texts are scored in chunks that never change, so that a scorer sees the same texts together after a restart.
+    """
+    chunk = CPU_TEXTS if job.device == "cpu" else job.batch_size  # small, so that progress is seen
+    done -= done % job.batch_size % chunk
     stored = stored_scores(job.folder, judge, cell.id) if done else None
-    parts = [head(stored[0], done * job.batch_size)] if stored is not None else []
-    chunk = CPU_TEXTS if job.device == "cpu" else job.batch_size  # small, so that progress is seen; always the same
+    parts = [head(stored[0], done)] if stored is not None else []
+    done = done if stored is not None else 0
+    rows = job.batches * job.batch_size
     saved_at = time.monotonic()
-    for batch in range(done, job.batches):
+    for batch in range(done // job.batch_size, job.batches):
         samples = read_samples(job.folder.samples_path(cell.id, batch))
         texts = _inputs(scorer.info, job, samples)
-        for first in range(0, job.batch_size, chunk):
+        for first in range(done % job.batch_size, job.batch_size, chunk):
             some = texts[first : first + chunk]
-            parts.append(check_scores(scorer.score(some), len(some)))
+            parts.append(_in_memory(scorer, some, job))
+            done += len(some)
             phase.advance(len(some), len(some))
-        if batch == job.batches - 1 or time.monotonic() - saved_at > SAVE_EVERY_S:
-            parts = [_join(parts)]
-            _save(job.folder, judge, cell, parts[0], scorer.info)
-            saved_at = time.monotonic()
+            lease.tell(doing=f"{judge.name}: {cell.describe()}", done=done, of=rows, job=job.name)
+            if done == rows or time.monotonic() - saved_at > SAVE_EVERY_S:
+                parts = [_join(parts)]
+                lease.check()
+                _save(job.folder, judge, cell, parts[0], scorer.info)
+                saved_at = time.monotonic()
+
+
+def _in_memory(scorer: Scorer, texts: Sequence[Any], job: Job) -> ScoreBatch:
+    """Scores of some texts, in halves if memory does not hold them together."""
+    try:
+        return check_scores(scorer.score(texts), len(texts))
+    except (Exception, SystemExit) as error:
+        if len(texts) == 1 or not memory_ran_out(error):
+            raise
+    free(job.device)
+    half = len(texts) // 2
+    job.say(f"Memory ran out: {scorer.info.title} goes on with {half} texts at a time.")
+    return _join([_in_memory(scorer, part, job) for part in (texts[:half], texts[half:])])
 
 
 def _inputs(info: ScorerInfo, job: Job, samples: Samples) -> Sequence[Any]:

@@ -8,7 +8,7 @@ command finds its folder again, and does what is missing there.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from tsdfm_bench.config import DEFAULT_SCORERS
 from tsdfm_bench.errors import BenchError, PluginError, UsageError
 from tsdfm_bench.plan import ORACLE, PLAN_FORMAT, Cell, Plan, PlannedCell, make_plan
 from tsdfm_bench.registry import Registry, check_info, one_line
-from tsdfm_bench.results.store import PlanConflict, RunFolder
+from tsdfm_bench.results.store import CorruptFile, PlanConflict, RunFolder, read_samples
 from tsdfm_bench.spec import Spec
 from tsdfm_bench.summary import Outcome, build_summary, first_line, reason_of, write_results
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tsdfm_bench.config import SweepConfig
     from tsdfm_bench.console import Reporter
     from tsdfm_bench.job import Job
+    from tsdfm_bench.measuring import Gauge, Measured
     from tsdfm_bench.results.table_model import Table
     from tsdfm_bench.scoring import Judge
 
@@ -37,6 +38,8 @@ ORACLE_NOTE = (
     "Checkpoint oracle: the exact posterior of the task's law stands in for the network, so what is left of an error "
     "is the sampler's own. It knows no step size: with it fsdfm and tsdfm are dfm with the cumulative law."
 )
+
+ROUNDS = 3  # the second makes again what the first found damaged
 
 _OPTIONS = {"top_p": "--top-p", "top_p_rule": "--top-p-rule"}
 
@@ -52,6 +55,7 @@ class Sweep:
         plan: its cells.
         folder: where results go.
         judges: the scorers.
+        hidden: whether the hidden half of real text is scored by scorers that give no features.
     """
 
     config: SweepConfig
@@ -60,6 +64,7 @@ class Sweep:
     plan: Plan
     folder: RunFolder
     judges: list[Judge]
+    hidden: bool = True
 
 
 @dataclass(frozen=True)
@@ -119,10 +124,22 @@ def prepare(config: SweepConfig) -> Sweep:
     plan = make_plan(config, registry, task.info)
     folder = RunFolder(plan.folder)
     if folder.plan_path.exists():
-        stored = folder.read_plan()
-        check_same(folder, stored, plan)
-        plan = replace(plan, batch_size=int(stored["request"]["batch_size"]))
+        try:
+            stored = folder.read_plan()
+            check_same(folder, stored, plan)
+            plan = replace(plan, batch_size=int(stored["request"]["batch_size"]))
+        except CorruptFile:  # cells are found by their identity: the folder can be used without its plan
+            plan = replace(plan, batch_size=_batch_size_there(folder, plan))
     return Sweep(config, registry, task, plan, folder, judges)
+
+
+def _batch_size_there(folder: RunFolder, plan: Plan) -> int:
+    """The batch size of a folder whose plan.json is damaged, from the samples that the plan's cells have."""
+    for planned in plan.cells:
+        for batch in folder.completed_batches(planned.cell.id):
+            with suppress(CorruptFile):
+                return len(read_samples(folder.samples_path(planned.cell.id, batch)).tokens)
+    return plan.batch_size
 
 
 def metric_specs(config: SweepConfig, registry: Registry) -> list[Spec]:
@@ -144,7 +161,7 @@ def plan_json(sweep: Sweep) -> dict[str, Any]:
         "metrics": [str(spec) for spec in metric_specs(config, sweep.registry)],
         "cells": [{**_about(planned.cell), "checkpoint": planned.checkpoint} for planned in plan.cells],
         "not_run": [{**_about(row.cell), "state": row.state, "reason": row.reason} for row in plan.rejected],
-        "settings": {"conventions": config.conventions, "launcher": config.launcher},
+        "settings": {"conventions": config.conventions, "launcher": str(config.launcher)},
     }
 
 
@@ -191,12 +208,17 @@ def _option(key: str, value: object) -> str:
     return f"{_OPTIONS.get(key, '--' + key.replace('_', '-'))} {shlex.quote(_shown(value))}"
 
 
-def freeze(sweep: Sweep) -> None:
-    """Write plan.json, or bring what may change in it up to date.
+def freeze(sweep: Sweep, job: Job) -> None:
+    """Write plan.json, or bring what may change in it up to date; a damaged one goes to quarantine/.
 
     Raises:
         StoreError: it cannot be written.
     """
+    if sweep.folder.plan_path.exists():
+        try:
+            sweep.folder.read_plan()
+        except CorruptFile as error:
+            job.damaged(error)
     try:
         sweep.folder.freeze(plan_json(sweep), EXTENDABLE)
     except PlanConflict as error:  # another process was faster, with another request
@@ -209,51 +231,96 @@ def freeze(sweep: Sweep) -> None:
 def run(sweep: Sweep, reporter: Reporter) -> Result:
     """Do what is missing, and give the tables.
 
+    What turns out to be damaged goes to quarantine/, and another round makes it again.
+
     Raises:
         StoreError: a file cannot be written; what is finished is kept.
-        KeyboardInterrupt: likewise.
+        Detached: the work goes on without this process.
+        KeyboardInterrupt: what is finished is kept.
     """
-    from tsdfm_bench.launch.inline import sample_cells
-    from tsdfm_bench.measuring import Measurer, find_gauges
-    from tsdfm_bench.scoring import introduce, score_cells
+    from tsdfm_bench.launch import find_launcher
+    from tsdfm_bench.measuring import find_gauges
+    from tsdfm_bench.scoring import introduce
 
-    config, plan, folder = sweep.config, sweep.plan, sweep.folder
+    config, folder = sweep.config, sweep.folder
     options = {"gen-ppl": {"conventions": "+".join(config.conventions)}} if config.conventions else {}
     gauges = find_gauges(metric_specs(config, sweep.registry), sweep.registry, options)
-    job = make_job(sweep)
-    freeze(sweep)
+    hidden = any({"reference", "scores"} <= gauge.needs and "features" not in gauge.needs for gauge in gauges)
+    sweep = replace(sweep, hidden=hidden)
+    job = replace(make_job(sweep), say=lambda text: reporter.note(text, style="yellow"))
+    freeze(sweep, job)
     provenance.record(folder, provenance.describe(sweep.registry, job.device, job.threads))
     for problem in sweep.registry.broken_files.values():
         reporter.note(str(problem), style="yellow")
-    outcome = Outcome()
-    introduce(sweep.judges, [planned.cell for planned in plan.cells], job)
+    introduce(sweep.judges, [planned.cell for planned in sweep.plan.cells], job)
     for judge in sweep.judges:
         if judge.problem:
             reporter.note(f"Scorer {judge.name} is left out. {judge.problem}", style="yellow")
-    sample_cells(plan.cells, job, reporter)
+    launcher = find_launcher(config.launcher)
+    for _ in range(ROUNDS):
+        damaged = len(folder.quarantined())
+        launcher.sweep(sweep, job, reporter)
+        outcome, complete, measured = _take_stock(sweep, job, gauges, reporter)
+        if len(folder.quarantined()) == damaged:
+            break
+    else:
+        outcome.notes.append(f"Files in {folder.root} are damaged again and again: check the disk")
+    if any(planned.checkpoint == ORACLE for planned in complete):
+        outcome.notes.append(ORACLE_NOTE)
+    outcome.notes += _behaviour([planned.cell for planned in sweep.plan.cells], folder)
+    summary = build_summary(sweep.plan, measured, sweep.judges, outcome)
+    return Result(write_results(folder, summary, outcome.notes), outcome)
+
+
+def scorable(sweep: Sweep, job: Job) -> list[Cell]:
+    """The cells that judges are to score: those that are sampled, if there is anything to compare."""
+    complete = [planned.cell for planned in sweep.plan.cells if not job.refusal(planned.cell)]
+    complete = [cell for cell in complete if not job.missing(cell)]
+    # With nothing to compare, references are not worth their judges.
+    return [] if all(cell.kind == "reference" for cell in complete) else complete
+
+
+def _take_stock(
+    sweep: Sweep, job: Job, gauges: Sequence[Gauge], reporter: Reporter
+) -> tuple[Outcome, list[PlannedCell], dict[str, Measured]]:
+    """What became of every cell, from the run folder: states, scores, numbers."""
+    from tsdfm_bench.measuring import Measurer
+    from tsdfm_bench.scoring import judged, recall
+
+    plan, config, outcome = sweep.plan, sweep.config, Outcome()
     complete = [planned for planned in plan.cells if _complete(planned, job, outcome)]
     if all(planned.cell.kind == "reference" for planned in complete):
-        complete = []  # with nothing to compare, references are not worth their judges
-    hidden = any({"reference", "scores"} <= gauge.needs and "features" not in gauge.needs for gauge in gauges)
-    score_cells([planned.cell for planned in complete], sweep.judges, job, reporter, hidden=hidden)
+        complete = []
+    for judge in sweep.judges:
+        recall(judge, judged(judge, [planned.cell for planned in complete], sweep.hidden), job)
     real, other = _held_out(complete)
     measurer = Measurer(
-        folder, sweep.task, sweep.judges, gauges, config.samples, plan.batch_size, config.seed, real, other
+        sweep.folder,
+        sweep.task,
+        sweep.judges,
+        gauges,
+        config.samples,
+        plan.batch_size,
+        config.seed,
+        real,
+        other,
+        job.damaged,
     )
     measured = measurer.measure([planned.cell for planned in complete if not planned.cell.hidden], reporter)
     for planned in complete:
-        if planned.cell.id in measured and measured[planned.cell.id].failures:
-            reasons = measured[planned.cell.id].failures.values()
-            outcome.broken += [f"{planned.cell.describe()}: {reason}" for reason in reasons]
+        if planned.cell.id in measured:
+            found = measured[planned.cell.id]
+            outcome.broken += [f"{planned.cell.describe()}: {reason}" for reason in found.failures.values()]
+            if found.cost is not None and found.cost.batch_size < plan.batch_size:
+                outcome.notes.append(
+                    f"{planned.cell.describe()}: memory held {found.cost.batch_size} of {plan.batch_size} sequences at a "
+                    "time; the draws are the same, calls and seconds are not comparable"
+                )
     _judge_notes(sweep.judges, {planned.cell.id: planned.cell.describe() for planned in complete}, outcome)
-    if any(planned.checkpoint == ORACLE for planned in complete):
-        outcome.notes.append(ORACLE_NOTE)
-    outcome.notes += _behaviour([planned.cell for planned in plan.cells], folder)
     for rejected in plan.rejected:
         if rejected.state == "failed":
             outcome.failed[rejected.cell.id] = rejected.reason
-    summary = build_summary(plan, measured, sweep.judges, outcome)
-    return Result(write_results(folder, summary, outcome.notes), outcome)
+    return outcome, complete, measured
 
 
 def make_job(sweep: Sweep) -> Job:
@@ -276,6 +343,8 @@ def make_job(sweep: Sweep) -> Job:
         device,
         threads,
         sweep.config.cell_timeout,
+        lease_s=sweep.config.launcher.lease_s,
+        retry_failed=sweep.config.retry_failed,
     )
 
 

@@ -142,9 +142,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_bytes(
-    path: str | os.PathLike[str], data: bytes, *, exclusive: bool = False, durable: bool = True
-) -> None:
+def write_bytes(path: str | os.PathLike[str], data: bytes, *, exclusive: bool = False, durable: bool = True) -> None:
     """Write a file so that a reader sees its old content or all of the new one, whatever happens in between.
 
     Args:

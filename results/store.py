@@ -26,8 +26,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import socket
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -333,22 +331,6 @@ class RunFolder:
         """Mark a cell as done and forget an earlier failure."""
         write_json(self.done_path(cell), content)
         self.clear_error(cell)
-
-    def heartbeat_path(self, cell: str) -> Path:
-        """cells/<ab>/<id>/heartbeat."""
-        return self.cell_folder(cell) / "heartbeat"
-
-    def beat(self, cell: str) -> None:
-        """Say that this process is working on a cell now."""
-        content = {"time": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
-        write_json(self.heartbeat_path(cell), content, checksum=False)
-
-    def heartbeat_age_s(self, cell: str) -> float | None:
-        """Seconds since the last heartbeat, or None if there is none."""
-        try:
-            return max(0.0, time.time() - self.heartbeat_path(cell).stat().st_mtime)
-        except FileNotFoundError:
-            return None
 
     # ---------------------------------------------------------------------------------------------- cells, read
 

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tsdfm_bench.launch.leases import working
 from tsdfm_bench.results.store import RunFolder, StoreError, read_json
 from tsdfm_bench.summary import reason_of
-
-HEARTBEAT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -46,14 +45,15 @@ def report_cells(plan: Mapping[str, Any], folder: RunFolder) -> list[CellReport]
     """Reports of every cell of a plan (the content of plan.json), rows without work last."""
     batches = -(-int(plan["samples"]) // int(plan["request"]["batch_size"]))
     reports = []
+    held = working(folder.leases_folder)
     for cell in plan["cells"]:
-        state, completed, reason = _state(folder, str(cell["id"]), batches)
+        state, completed, reason = _state(folder, str(cell["id"]), batches, str(cell["id"]) in held)
         reports.append(_report(cell, state, completed, batches, reason))
     reports += [_report(row, str(row["state"]), 0, 0, str(row["reason"])) for row in plan["not_run"]]
     return reports
 
 
-def _state(folder: RunFolder, cell: str, batches: int) -> tuple[str, int, str]:
+def _state(folder: RunFolder, cell: str, batches: int, held: bool) -> tuple[str, int, str]:
     found = folder.state(cell, batches)
     if found.state == "done":
         return "done", min(found.completed, batches), ""
@@ -64,11 +64,10 @@ def _state(folder: RunFolder, cell: str, batches: int) -> tuple[str, int, str]:
             return "failed", 0, str(error)
         if refused:
             return "refused", 0, str(refused)
+    if held:
+        return "running", found.completed, ""
     if found.state == "failed":
         return "failed", found.completed, reason_of(folder.read_error(cell, lines=1000))
-    age = folder.heartbeat_age_s(cell)
-    if age is not None and age < HEARTBEAT_S:
-        return "running", found.completed, ""
     return found.state, found.completed, ""
 
 

@@ -1,4 +1,4 @@
-"""What a batch is expected to cost, in units of one network call: for progress and for packing jobs, never for results."""
+"""What a batch is expected to cost, in units of one network call: for progress and for packing, never for results."""
 
 from __future__ import annotations
 

@@ -1,10 +1,13 @@
 """Sampling in this process: cells one after another, batch by batch, each batch stored as soon as it is made.
 
-Batch NNNN of a cell always holds the sequences NNNN x batch_size onwards, sampled together, so a run that was killed
-and one that was not leave the same tokens; whatever is stored is never made again. Cells that need the same loaded
-method follow each other, and a method with nothing left to do is not loaded. Before the first batch of a loaded method
-a short warm-up runs and is thrown away: it is neither timed nor counted, and streams that are addressed by counters
-are not advanced by it.
+Cells that need the same loaded method follow each other, and a method with nothing left to do is not loaded. Before the
+first batch of a loaded method a short warm-up runs and is thrown away: it is neither timed nor counted, and streams
+that are addressed by counters are not advanced by it.
+
+Each unit (a cell, or a shard of a large one) is done under its lease, and what is missing is looked up after the lease
+was taken: several processes may run this at once on one folder, and each batch is made once. What another process
+works on is left to the end; then this one waits for it (`Job.patient`), or leaves it alone once that process has
+shown that it lives. What a dead process held is taken over.
 
 A failure belongs to its cell: it leaves error.txt, and the other cells go on. Only a file that cannot be written ends
 the sweep, because the next cell could not be written either.
@@ -12,101 +15,266 @@ the sweep, because the next cell could not be written either.
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import traceback
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-from itertools import count
-from typing import TYPE_CHECKING, cast
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
-from tsdfm_bench.api import Method, SampleRequest
-from tsdfm_bench.conditioning import pinned_tokens, reference_batch
-from tsdfm_bench.contract import check_batch
-from tsdfm_bench.errors import BenchError, PluginError
-from tsdfm_bench.guard import contained, guarded, seed
+from tsdfm_bench.guard import guarded
 from tsdfm_bench.job import Job
-from tsdfm_bench.meter import BatchCost, Meter
+from tsdfm_bench.launch.batches import Ready, Sampler, draw_reference, free, read_costs, sampler_of, warm_up
+from tsdfm_bench.launch.cost import batch_work, expected_calls
+from tsdfm_bench.launch.failures import record_failure
+from tsdfm_bench.launch.leases import Holder, Lease, LeaseLost
+from tsdfm_bench.launch.work import shard_batches, unit_name
+from tsdfm_bench.meter import Meter
 from tsdfm_bench.plan import ORACLE
-from tsdfm_bench.results.store import CorruptFile, RunFolder, StoreError, read_json, write_json, write_samples
-from tsdfm_bench.summary import MEMORY_HINT
+from tsdfm_bench.results.store import CorruptFile, StoreError
 
 if TYPE_CHECKING:
-    from tsdfm_bench.api import ExactHook
+    from tsdfm_bench.api import ExactHook, Method
     from tsdfm_bench.console import Phase, Reporter
-    from tsdfm_bench.plan import Cell, PlannedCell
+    from tsdfm_bench.launch.settings import LauncherSettings
+    from tsdfm_bench.launch.work import Work
+    from tsdfm_bench.plan import PlannedCell
+    from tsdfm_bench.sweep import Sweep
 
-Run = Callable[["Job", "Cell", list[int], "Phase"], None]
+__all__ = ["Inline", "Waiting", "batch_work", "expected_calls", "read_costs", "sample_cells"]
 
-WARM_UP_STEPS = 2
-WARM_UP_ROWS = 2
+POLL_S = 0.5
 
 
-def expected_calls(cell: Cell) -> int:
-    """About how many network calls a batch takes, for progress only.
+class Inline:
+    """The launcher `inline`: everything in this process.
 
-    Samplers may skip steps in which nothing changes: from the mask source each position changes once, from others a few
-    times (four are about right at 1,024 steps).
+    Args:
+        settings: the `[launcher]` table.
     """
-    if cell.steps is None:
-        return cell.length
-    return min(cell.steps, cell.length if cell.source == "mask" else 4 * cell.length)
+
+    name = "inline"
+
+    def __init__(self, settings: LauncherSettings) -> None:
+        self.settings = settings
+
+    def sweep(self, sweep: Sweep, job: Job, reporter: Reporter) -> None:
+        """See `Launcher.sweep`."""
+        from tsdfm_bench.scoring import score_cells
+        from tsdfm_bench.sweep import scorable
+
+        sample_cells(sweep.plan.cells, job, reporter)
+        cells = scorable(sweep, job)
+        score_cells(cells, sweep.judges, job, reporter, hidden=sweep.hidden)
+
+    def train(self, works: Sequence[Work], folder: Path, reporter: Reporter) -> list[dict[str, Any]]:
+        """See `Launcher.train`."""
+        from tsdfm_bench.launch.training import train_stage_of
+
+        return [train_stage_of(work, reporter) for work in works]
 
 
-def batch_work(cell: Cell) -> float:
-    """Expected cost of a batch in units of one network call on whole sequences, for progress only."""
-    if cell.kind == "reference":
-        return 0.5
-    calls = expected_calls(cell)
-    return 1.0 + (calls if cell.steps is not None else calls / 8)  # without steps: one token a call
+@dataclass(frozen=True)
+class Unit:
+    """What is done under one lease: the missing batches of a shard of a cell."""
+
+    planned: PlannedCell
+    shard: int
+    missing: int
+    batch_size: int
+
+    @property
+    def name(self) -> str:
+        """Of its lease."""
+        return unit_name(self.planned.cell.id, self.shard)
+
+    @property
+    def group(self) -> str:
+        """Units of equal groups share one loaded method."""
+        return self.planned.group if self.planned.cell.kind == "method" else "references"
+
+    @property
+    def work(self) -> float:
+        """What it is expected to cost."""
+        return self.missing * batch_work(self.planned.cell)
+
+    @property
+    def sequences(self) -> int:
+        """How many it makes."""
+        return self.missing * self.batch_size
 
 
-def sample_cells(cells: Iterable[PlannedCell], job: Job, reporter: Reporter) -> None:
+def sample_cells(
+    cells: Iterable[PlannedCell],
+    job: Job,
+    reporter: Reporter,
+    shards: Mapping[str, AbstractSet[int]] | None = None,
+) -> list[str]:
     """Make every missing batch; failures are left in the cells' error.txt.
+
+    Args:
+        cells: the cells.
+        job: of the run.
+        reporter: progress.
+        shards: cell id -> shards of it that are this process's business; None = all of every cell.
+
+    Returns:
+        names of the units that are left to other living processes; none if the job is patient.
 
     Raises:
         StoreError: a file cannot be written.
         KeyboardInterrupt: finished batches are kept.
     """
-    todo = {planned.cell.id: (planned, missing) for planned in cells if (missing := job.missing(planned.cell))}
+    todo = _todo(cells, job, shards)
     if not todo:
-        return
-    groups: dict[str, list[tuple[PlannedCell, list[int]]]] = {}
-    for planned, missing in todo.values():
-        groups.setdefault(planned.group if planned.cell.kind == "method" else "references", []).append(
-            (planned, missing)
+        return []
+    with reporter.phase("sampling", sum(u.work for u in todo), sum(u.sequences for u in todo), "seq") as phase:
+        waiting = Waiting(job)
+        while todo:
+            groups: dict[str, list[Unit]] = {}
+            for unit in todo:
+                groups.setdefault(unit.group, []).append(unit)
+            todo = [unit for group in groups.values() for unit in _run_group(job, group, phase, waiting)]
+            if not waiting.again({unit.name for unit in todo}, phase):
+                break
+    return [unit.name for unit in todo]
+
+
+def _todo(cells: Iterable[PlannedCell], job: Job, shards: Mapping[str, AbstractSet[int]] | None) -> list[Unit]:
+    """What is missing; failures that are remembered are left out, and counted aloud."""
+    units, remembered = [], 0
+    for planned in {planned.cell.id: planned for planned in cells}.values():
+        missing = job.missing(planned.cell)
+        if missing and job.remembers_failure(planned.cell):
+            remembered += 1
+            continue
+        for shard, batches in shard_batches(job.batches):
+            count = sum(batch in batches for batch in missing)
+            if count and (shards is None or shard in shards.get(planned.cell.id, ())):
+                units.append(Unit(planned, shard, count, job.batch_size))
+    if remembered and not job.name:
+        job.say(
+            f"{remembered} {'cell that' if remembered == 1 else 'cells that'} failed before {'is' if remembered == 1 else 'are'} "
+            "not tried again (--retry-failed does that)."
         )
-    work = sum(len(missing) * batch_work(planned.cell) for planned, missing in todo.values())
-    sequences = job.batch_size * sum(len(missing) for _, missing in todo.values())
-    with reporter.phase("sampling", work, sequences, "seq") as phase:
-        for name, group in groups.items():
-            if name == "references":
-                for planned, missing in group:
-                    _attempt(job, planned.cell, missing, phase, _reference)
-            else:
-                _run_group(job, group, phase)
-                _free(job.device)
+    return units
 
 
-def _run_group(job: Job, group: list[tuple[PlannedCell, list[int]]], phase: Phase) -> None:
-    """Load a method once and run its cells."""
-    first = group[0][0]
-    phase.doing(f"loading {first.cell.method}")
-    try:
-        with guarded(job.folder, first.cell.id, job.cell_timeout_s, counted=False):
-            method = _load(job, first)
+class Waiting:
+    """What other processes hold, and when to look again.
+
+    Args:
+        job: of the run.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.holders: dict[str, Holder] = {}
+        self.told: set[str] = set()
+
+    def held(self, unit: str, holder: Holder) -> None:
+        """A unit could not be taken."""
+        self.holders[unit] = holder
+
+    def again(self, units: AbstractSet[str], phase: Phase) -> bool:
+        """Sleep a little before the next look at units that others hold; False if they are to be left alone."""
+        if not units:
+            return False
+        holders = [self.holders[unit] for unit in sorted(units) if unit in self.holders]
+        leases = self.job.leases
+        if not self.job.patient and holders and all(leases.alive(holder) for holder in holders):
+            return False
+        for who in sorted({str(holder) for holder in holders} - self.told):
+            self.told.add(who)
+            count = sum(str(holder) == who for holder in holders)
+            self.job.say(f"Waiting for {who}, which works on {count} of the cells that are left.")
+        phase.doing(f"waiting for {holders[0]}" if holders else "waiting")
+        time.sleep(min(POLL_S, leases.lease_s / 4))
+        return True
+
+
+@dataclass
+class _Loader:
+    """Loads a method when its first cell is there, and not before."""
+
+    job: Job
+    phase: Phase
+    ready: Ready | None = None
+    error: BaseException | None = None
+    tried: bool = field(default=False)
+
+    def sampler(self, planned: PlannedCell, shard: int) -> Sampler:
+        """How a cell is sampled.
+
+        Raises:
+            Exception: the method cannot be loaded; the same for every cell of the group.
+        """
+        if planned.cell.kind == "reference":
+            return draw_reference
+        if not self.tried:
+            self.tried = True
+            try:
+                self.ready = self._load(planned, shard)
+            except (Exception, SystemExit) as error:
+                self.error = error
+        if self.ready is None:
+            assert self.error is not None
+            raise self.error
+        return sampler_of(self.ready)
+
+    def _load(self, planned: PlannedCell, shard: int) -> Ready:
+        job, cell = self.job, planned.cell
+        self.phase.doing(f"loading {cell.method}")
+        with guarded(job.folder, cell.id, job.cell_timeout_s, counted=False, shard=shard):
+            method = _load(job, planned)
             meter = Meter(method.networks(), job.device)
-    except (Exception, SystemExit) as error:
-        for planned, missing in group:
-            left = phase.expect(len(missing) * batch_work(planned.cell), len(missing) * job.batch_size)
-            record_failure(job.folder, planned.cell, error, job.batches)
+        self.phase.doing(f"warming up {cell.method}")
+        warm_up(method, job, cell, shard)
+        self.phase.begin()
+        return Ready(method, meter, job.batch_size)
+
+
+def _run_group(job: Job, group: Sequence[Unit], phase: Phase, waiting: Waiting) -> list[Unit]:
+    """Run units that share a loaded method; returns those that other processes hold."""
+    loader = _Loader(job, phase)
+    busy = []
+    for unit in group:
+        cell = unit.planned.cell
+        left = phase.expect(unit.work, unit.sequences)
+        if not job.missing(cell, unit.shard):  # another process was faster
             left.drop()
-        return
-    phase.doing(f"warming up {first.cell.method}")
-    _warm_up(method, job, first.cell)
-    phase.begin()
-    for planned, missing in group:
-        _attempt(job, planned.cell, missing, phase, partial(_method, method=method, meter=meter))
+            continue
+        lease = job.leases.take(unit.name, doing=cell.describe(), job=job.name)
+        if isinstance(lease, Holder):
+            waiting.held(unit.name, lease)
+            busy.append(unit)
+            continue
+        with lease:
+            missing = job.missing(cell, unit.shard)
+            if lease.taken_over is not None and missing:
+                job.say(_taken_over(lease, unit, missing, job))
+            try:
+                if missing:
+                    _attempt(job, unit, missing, phase, lease, loader)
+            except LeaseLost as error:
+                job.say(f"{cell.describe()}: {error}.")
+                busy.append(unit)
+                continue
+        left.drop()
+    if loader.ready is not None:
+        loader.ready = None
+        free(job.device)
+    return busy
+
+
+def _taken_over(lease: Lease, unit: Unit, missing: Sequence[int], job: Job) -> str:
+    holder = lease.taken_over
+    assert holder is not None
+    why = "which has ended" if holder.gone else f"silent for {holder.lease_s:g} s"
+    of = len(dict(shard_batches(job.batches))[unit.shard])
+    return (
+        f"Took over {unit.planned.cell.describe()} from {holder} ({why}); {of - len(missing)} of {of} batches are kept."
+    )
 
 
 def _load(job: Job, planned: PlannedCell) -> Method:
@@ -120,172 +288,24 @@ def _load(job: Job, planned: PlannedCell) -> Method:
     return loaded
 
 
-def _free(device: str) -> None:
-    """Give back what the last method held on a GPU."""
-    if device.startswith("cuda"):
-        import torch
+def _attempt(job: Job, unit: Unit, missing: list[int], phase: Phase, lease: Lease, loader: _Loader) -> None:
+    """Run one unit; a failure is recorded.
 
-        gc.collect()
-        torch.cuda.empty_cache()
-
-
-def _attempt(job: Job, cell: Cell, missing: list[int], phase: Phase, run: Run) -> None:
-    """Run one cell; a failure is recorded and what it leaves undone is taken off the progress."""
-    phase.doing(cell.describe())
-    left = phase.expect(len(missing) * batch_work(cell), len(missing) * job.batch_size)
+    Raises:
+        LeaseLost: another process has taken over.
+        StoreError: a file cannot be written.
+    """
+    cell = unit.planned.cell
     try:
-        with _heartbeat(job.folder, cell), guarded(job.folder, cell.id, job.cell_timeout_s):
-            run(job, cell, missing, phase)
+        sample = loader.sampler(unit.planned, unit.shard)
+        phase.doing(cell.describe())
+        with guarded(job.folder, cell.id, job.cell_timeout_s, shard=unit.shard):
+            sample(job, cell, missing, phase, lease)
+    except LeaseLost:
+        raise
     except CorruptFile as error:
-        record_failure(job.folder, cell, error, job.batches)
+        record_failure(job, cell, error)
     except StoreError:
         raise
     except (Exception, SystemExit) as error:
-        record_failure(job.folder, cell, error, job.batches)
-    left.drop()
-
-
-@contextlib.contextmanager
-def _heartbeat(folder: RunFolder, cell: Cell) -> Iterator[None]:
-    folder.beat(cell.id)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            folder.heartbeat_path(cell.id).unlink(missing_ok=True)
-
-
-def record_failure(folder: RunFolder, cell: Cell, error: BaseException, batches: int) -> None:
-    """Write error.txt: the message of our own errors, else the traceback and, if memory ran out, what to type."""
-    _describe(folder, cell, batches)
-    if isinstance(error, BenchError | StoreError):
-        text = str(error)
-    else:
-        text = "".join(traceback.format_exception(error)).rstrip()
-        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-            text += f"\n{MEMORY_HINT}: choose a smaller --batch-size (and another --out folder)."
-    folder.write_error(cell.id, text + "\n")
-
-
-def _describe(folder: RunFolder, cell: Cell, batches: int) -> None:
-    """Write cell.json unless it already says this."""
-    content = {**cell.identity(), "id": cell.id, "label": cell.label, "batches": batches}
-    path = folder.cell_path(cell.id)
-    if path.exists():
-        with contextlib.suppress(CorruptFile):
-            if read_json(path) == content:
-                return
-    folder.write_cell(cell.id, content)
-
-
-# ------------------------------------------------------------------------------------------------------- cells
-
-
-def _method(job: Job, cell: Cell, missing: list[int], phase: Phase, *, method: Method, meter: Meter) -> None:
-    """Sample the missing batches of one cell."""
-    import torch
-
-    _describe(job.folder, cell, job.batches)
-    job.folder.clear_error(cell.id)
-    reason = method.refuse(_request(job, cell, missing[0]))
-    if reason is not None:
-        job.folder.write_done(cell.id, {"refused": str(reason), "version": job.version(cell)})
-        return
-    calls: float = expected_calls(cell)
-    for batch in missing:
-        request = _request(job, cell, batch)
-        seed(request.streams.key + batch)
-        with contained(), meter.measure(job.batch_size, _ticker(cell, phase, calls)) as cost, torch.no_grad():
-            result = method.sample(request)
-        pinned = None if request.prefix is None or request.pinned is None else (request.prefix, request.pinned)
-        tokens, lengths = check_batch(result, (job.batch_size, cell.length), job.task.info.vocab_size, pinned)
-        calls = next(iter(cost.calls.values()), calls)
-        _add_cost(job.folder, cell, batch, cost)
-        write_samples(job.folder.samples_path(cell.id, batch), tokens, lengths)
-        job.folder.beat(cell.id)
-        phase.advance(batch_work(cell), job.batch_size)
-    job.folder.write_done(cell.id, job.done_mark())
-
-
-def _ticker(cell: Cell, phase: Phase, calls: float) -> Callable[[], None]:
-    """Progress inside a batch that takes about so many network calls; the last tenth waits for the end."""
-    work, made = batch_work(cell), count(1)
-    return lambda: phase.progress(work * min(0.9, next(made) / max(calls, 1)))
-
-
-def _reference(job: Job, cell: Cell, missing: list[int], phase: Phase) -> None:
-    """Draw the missing batches of one reference row."""
-    from tsdfm_bench.api import SampleBatch
-
-    _describe(job.folder, cell, job.batches)
-    job.folder.clear_error(cell.id)
-    for batch in missing:
-        drawn = SampleBatch(*reference_batch(cell, job.task, batch * job.batch_size, job.batch_size))
-        shape = (job.batch_size, cell.length)
-        tokens, lengths = check_batch(drawn, shape, job.task.info.vocab_size, who=f"reference '{cell.method}'")
-        write_samples(job.folder.samples_path(cell.id, batch), tokens, lengths)
-        phase.advance(batch_work(cell), job.batch_size)
-    job.folder.write_done(cell.id, job.done_mark())
-
-
-def _request(job: Job, cell: Cell, batch: int, rows: int | None = None, steps: int | None = None) -> SampleRequest:
-    """The request of one batch, or of its first rows with other steps (the warm-up)."""
-    from tsdfm_bench.rng import Streams
-
-    first, rows = batch * job.batch_size, rows or job.batch_size
-    pinned = pinned_tokens(cell, job.task, first, rows)
-    assert cell.temperature is not None
-    return SampleRequest(
-        streams=Streams.of(cell.seed, cell.id, rows, first, job.device),
-        length=cell.length,
-        steps=cell.steps if steps is None else steps,
-        temperature=cell.temperature,
-        top_p=cell.top_p,
-        top_p_rule="exclusive" if cell.top_p_rule == "exclusive" else "inclusive",
-        source=cell.source,
-        draw="legacy-fp32" if cell.draw == "legacy-fp32" else "fp64",
-        prefix=None if pinned is None else pinned[0].to(job.device),
-        pinned=None if pinned is None else pinned[1].to(job.device),
-    )
-
-
-def _warm_up(method: Method, job: Job, cell: Cell) -> None:
-    """A few steps (or, without steps, a few sequences) of the first batch; its faults will show in the real one."""
-    import torch
-
-    with (
-        contextlib.suppress(Exception, SystemExit),
-        guarded(job.folder, cell.id, job.cell_timeout_s, counted=False),
-        torch.no_grad(),
-    ):
-        if cell.steps is None:
-            request = _request(job, cell, 0, rows=min(WARM_UP_ROWS, job.batch_size))
-        else:
-            request = _request(job, cell, 0, steps=min(WARM_UP_STEPS, cell.steps))
-        if method.refuse(request) is None:
-            method.sample(request)
-
-
-# -------------------------------------------------------------------------------------------------------- cost
-
-
-def read_costs(folder: RunFolder, cell: str) -> dict[int, BatchCost]:
-    """Measured cost by batch; empty if none was stored."""
-    path = folder.cost_path(cell)
-    if not path.exists():
-        return {}
-    stored = read_json(path).get("batches")
-    if not isinstance(stored, dict):
-        raise CorruptFile.of(path, "it holds no costs")
-    try:
-        return {int(batch): BatchCost(**cost) for batch, cost in stored.items()}
-    except (TypeError, ValueError) as error:
-        raise CorruptFile.of(path, str(error)) from error
-
-
-def _add_cost(folder: RunFolder, cell: Cell, batch: int, cost: BatchCost) -> None:
-    """Store a batch's cost before its samples: a kill in between makes the batch again and replaces the cost."""
-    if not all(isinstance(count, int) for count in cost.calls.values()):
-        raise PluginError("the counted calls are no whole numbers")
-    costs = {**read_costs(folder, cell.id), batch: cost}
-    write_json(folder.cost_path(cell.id), {"batches": {str(k): costs[k].to_json() for k in sorted(costs)}})
+        record_failure(job, cell, error)

@@ -354,3 +354,24 @@ class Leases:
         if self._thread is not None:
             self._thread.join(timeout=5.0)
             self._thread = None
+
+
+def working(folder: Path) -> dict[str, Holder]:
+    """Who seems to work on which cell, for showing: cell id -> holder.
+
+    Of a process of this host it is known whether it lives. Of another one the last sign of life is taken from the time
+    of its file, which is good enough to show and never decides anything.
+
+    Args:
+        folder: leases/.
+    """
+    leases = Leases(folder, 1.0, beat=False)
+    found: dict[str, Holder] = {}
+    for unit, holder in leases.holders().items():
+        with contextlib.suppress(OSError):
+            age = time.time() - leases.path(unit, holder.generation).stat().st_mtime
+            if holder.host == this_host() and holder.gone:
+                continue
+            if age < 2 * holder.lease_s:
+                found[unit.split("-")[0]] = holder
+    return found

@@ -74,8 +74,8 @@ class LauncherSettings(BaseModel):
         return self.name
 
 
-def launcher_table(value: object) -> object:
+def launcher_table(value: object) -> dict[str, Any]:
     """A table from a name or a table."""
     if isinstance(value, LauncherSettings):
-        return value
-    return dict(value) if isinstance(value, Mapping) else {"name": value}
+        return value.model_dump()
+    return {str(key): item for key, item in value.items()} if isinstance(value, Mapping) else {"name": value}

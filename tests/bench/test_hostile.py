@@ -271,16 +271,16 @@ def test_os_exit_is_a_failure_of_the_cell(here: Here, tmp_path: Path) -> None:
     assert (here.summary().query("method == 'counter'")["state"] == "done").all()
 
 
-def test_a_process_that_dies_in_a_cell_is_tried_again_once_and_then_recorded(here: Here, tmp_path: Path) -> None:
+def test_a_process_that_dies_in_a_cell_is_tried_again_and_then_recorded(here: Here, tmp_path: Path) -> None:
     """Nothing in the process survives a kill; the mark it leaves tells the commands that follow."""
     plugin = hostile(tmp_path, {"die": "os.kill(os.getpid(), signal.SIGKILL)"})
     arguments = ("--plugin", plugin)
-    for _ in range(2):
+    for _ in range(3):
         process = here.start(*arguments, methods="hostile[deed=die],counter")
         process.communicate(timeout=120)
         assert process.returncode == -signal.SIGKILL
     result = here.run(*arguments, methods="hostile[deed=die],counter")
     assert result.exit_code == 1
-    assert "the process died 2 times while it sampled this cell, with 0 batches finished" in result.stderr
+    assert "the process died 3 times while it sampled this cell, with 0 batches finished" in result.stderr
     assert (here.summary().query("method == 'counter'")["state"] == "done").all()
     assert (here.summary().query("method == 'hostile'")["state"] == "failed").all()

@@ -66,10 +66,15 @@ def test_a_folder_that_is_no_run_is_used_and_a_damaged_plan_is_said(here: Here) 
     here.out.root.mkdir()
     (here.out.root / "notes.txt").write_text("mine")
     assert here.run().exit_code == 0
+    before = here.out.read_plan()
     here.out.plan_path.write_text("{")
+    here.events()
     result = here.run()
-    assert result.exit_code == 1
+    assert result.exit_code == 0
     assert "plan.json is damaged" in result.stderr
+    assert "plan.json" in here.out.quarantined()
+    assert here.out.read_plan() == before
+    assert here.events() == []
 
 
 def fail_writes(monkeypatch: pytest.MonkeyPatch, code: int, match: str) -> None:
@@ -114,4 +119,4 @@ def test_nothing_unfinished_is_left_behind(here: Here, monkeypatch: pytest.Monke
         fail_writes(patch, errno.ENOSPC, "samples-0002")
         here.run()
     assert not list(here.out.root.rglob("*.tmp"))
-    assert not list(here.out.root.rglob("heartbeat"))
+    assert not list(here.out.leases_folder.glob("*"))

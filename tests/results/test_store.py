@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -126,19 +125,6 @@ def test_damaged_batches_can_be_left_out(tmp_path: Path) -> None:
     run.samples_path("c", 1).write_bytes(b"broken")
     assert run.completed_batches("c") == [0, 1, 2]
     assert run.completed_batches("c", verify=True) == [0, 2]
-
-
-def test_heartbeat(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
-    assert run.heartbeat_age_s("c") is None
-    run.beat("c")
-    old = time.time() - 1000
-    os.utime(run.heartbeat_path("c"), (old, old))
-    age = run.heartbeat_age_s("c")
-    assert age is not None
-    assert 999 < age < 1300
-    assert read_json(run.heartbeat_path("c"), checksum=False)["pid"] == os.getpid()
-    assert run.state("c").state == "missing"
 
 
 def test_scored_cells(tmp_path: Path) -> None:
