@@ -497,6 +497,24 @@ def orders(json: Json = False) -> None:
     _leave(lambda: orders_command(json))
 
 
+@app.command("new-method")
+def new_method(
+    name: Annotated[str, typer.Argument(help="Small letters, digits and hyphens, e.g. my-sampler.")],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", "-o", metavar="DIR", help="Folder to make the package in (default: this one)."),
+    ] = None,
+    licence: Annotated[
+        str, typer.Option("--licence", metavar="SPDX", help="Apache-2.0, MIT, BSD-3-Clause or none.")
+    ] = "Apache-2.0",
+    holder: Annotated[str, typer.Option("--holder", metavar="NAME", help="Who holds the copyright.")] = "",
+) -> None:
+    """Write an installable package with a working method, its test and a README."""
+    from tsdfm_bench.commands.new_method import new_method_command
+
+    _leave(lambda: new_method_command(name, out, licence, holder))
+
+
 @app.command()
 def doctor(plugin: Plugin = None, json: Json = False) -> None:
     """Check this installation and say how to repair what is wrong."""
