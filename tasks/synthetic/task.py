@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tsdfm_bench.rng import Streams
     from tsdfm_bench.tasks.synthetic.law import Law
-    from tsdfm_bench.tasks.synthetic.oracle import OracleCausal, OracleDenoiser
+    from tsdfm_bench.tasks.synthetic.oracle import OracleCausal, OracleDenoiser, OracleEnergy
 
 VALIDATION_SHARE = 20
 LONG_ROWS = 64
@@ -83,7 +83,7 @@ class Synthetic(ABC):
         """How the tokens are written."""
         return [str(i) for i in range(options["vocab"])]
 
-    def oracle(self, form: OracleForm, source: str | None) -> OracleDenoiser | OracleCausal:
+    def oracle(self, form: OracleForm, source: str | None) -> OracleDenoiser | OracleCausal | OracleEnergy:
         """Exact predictions of the law; see `tsdfm_bench.api.ExactHook`."""
         from tsdfm_bench.tasks.synthetic.oracle import make_oracle
 
