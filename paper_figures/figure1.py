@@ -118,7 +118,7 @@ def _references(scene: Scene, judge: str, top: Axes, bottom: Axes, labels: list[
     """Real text as a line in both panels."""
     if scene.real is None:
         return []
-    found = []
+    found: list[Row | None] = []
     for axes, metric, scorer in ((top, scene.metric("perplexity"), judge), (bottom, scene.metric("entropy"), "")):
         row = scene.real.of(metric, scorer)
         if row is not None:

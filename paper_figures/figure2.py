@@ -7,7 +7,6 @@ their final token, and the entropy, with 95 % bands over sequences. From `trajec
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from tsdfm_bench.paper_figures.axes import mark_incomplete
@@ -44,14 +43,15 @@ class Figure2:
         found: list[Made] = []
         for path in evidence.trajectories:
             frame = read_trajectories(path)
-            for source, part in frame.groupby("source", sort=False):
+            for key, part in frame.groupby("source", sort=False):
+                source = str(key)
                 name = "figure2" if not found else f"figure2-{source or len(found)}"
                 name = name if name not in {made.name for made in found} else f"figure2-{len(found)}"
-                found.append(_one(part, str(source), path, name))
+                found.append(_one(part, source, name))
         return found
 
 
-def _one(frame: pd.DataFrame, source: str, path: Path, name: str) -> Made:
+def _one(frame: pd.DataFrame, source: str, name: str) -> Made:
     arms = [arm for arm in ("blind", "shaped") if arm in set(frame["arm"])]
     shown = {key: title for key, title in PANELS.items() if frame[key].notna().any()}
     rows: list[Row] = []

@@ -48,7 +48,7 @@ class Figure3:
 
     def make(self, evidence: Evidence) -> list[Made]:
         """One figure per text setting, source and judge of quality."""
-        found = []
+        found: list[Made] = []
         for ablation in ablations(evidence):
             groups = {key: levels for key in GROUPS if len(levels := ablation.levels(key)) > 1}
             if not groups:

@@ -89,7 +89,7 @@ class Table(BaseModel):
         for row in self.rows:
             values = {key: value for key, value in zip(self.columns, row, strict=True) if value != ""}
             note = f", {values['note']}" if "note" in values else ""
-            about = {"confidence": self.confidence, "draw": self.draw, "prefix": self.prefix}
+            about: dict[str, Any] = {"confidence": self.confidence, "draw": self.draw, "prefix": self.prefix}
             found.append(Number(**values, **about, origin=f"{self.paper}{arxiv}, {self.where}{note}{second}"))
         return found
 

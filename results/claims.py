@@ -10,9 +10,9 @@ A claim (see `results.claim_file`) is tested once per instance: per text setting
     not testable     rows or conditions are missing, or a guard fails: the claim would hold for the wrong reason
 
 Over its instances a claim is reproduced only if every one of them is: an intersection-union test, which needs no
-correction. Seconds that were measured once decide only if they clear the bound by a factor of two. A claim is
-contradicted if one of k instances is at confidence 1 - 0.05 / k (Bonferroni). A failed guard, above
+correction. It is contradicted if one of k instances is at confidence 1 - 0.05 / k (Bonferroni). A failed guard, above
 all collapsed entropy (a lower perplexity follows from that alone), prevents "reproduced", never "contradicted".
+Seconds that were measured once decide only where they clear the bound by a factor of two.
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ class _Test:
     def settings(self) -> tuple[list[tuple[dict[str, Any], dict[str, list[EvidenceCell]]]], list[str]]:
         """Every complete setting with its cells, and sentences about what is missing."""
         found, missing = [], list[str]()
-        for group in self.evidence.groups or [None]:
+        groups: list[tuple[Any, ...] | None] = [*self.evidence.groups]
+        for group in groups or [None]:
             matched = {name: self._cells(selection, group) for name, selection in self.selections.items()}
             place = {} if group is None else {"task": group[0], "length": group[3]}
             for values in itertools.product(*(self._values(d, matched) for d in self.claim.dimensions)):

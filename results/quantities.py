@@ -96,8 +96,8 @@ class Rows:
             row = cell.rows.get((metric, scorer))
             why = f": {row['reason']}" if row is not None and row["reason"] else ""
             under = f" under scorer {scorer}" if scorer else ""
-            value = "" if row is None or row["value"] is None else f" that is finite ({row['value']})"
-            raise Missing(f"{cell.name} has no {metric}{value}{under}{why}")
+            wrong = "" if row is None or row["value"] is None else f" that is finite ({row['value']})"
+            raise Missing(f"{cell.name} has no {metric}{wrong}{under}{why}")
         value, replicates, _ = cell.value(metric, scorer)
         return np.concatenate([[value], replicates])
 

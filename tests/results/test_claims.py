@@ -170,6 +170,7 @@ def test_counts_are_exact(tmp_path: Path) -> None:
 def test_a_single_timing_needs_a_factor_of_two(tmp_path: Path, rate: float, status: str) -> None:
     def timed(rows: list[dict[str, Any]], speed: float) -> list[dict[str, Any]]:
         row = {**rows[0], "metric": "sequences_per_second", "scorer": "", "value": speed, "unit": "1/s"}
+        row |= {"scorer_revision": "", "scorer_dtype": ""}
         return [*rows, {**row, "low": None, "high": None, "interval": "no interval", "definition": "speed"}]
 
     slow = timed(cell("dfm", 100.0, steps=1024), 1.0)
