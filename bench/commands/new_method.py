@@ -73,7 +73,9 @@ def check_name(name: str) -> None:
         raise UsageError(f"'{name}' is a word of Python's own and cannot name a method; try '{name}-method'")
     taken = [entry for entry in Registry().entries("methods") if entry.name == name]
     if taken:
-        raise UsageError(f"method '{name}' exists already, in {taken[0].owner}: two of one name cannot be used together")
+        raise UsageError(
+            f"method '{name}' exists already, in {taken[0].owner}: two of one name cannot be used together"
+        )
 
 
 def module_of(name: str) -> str:
