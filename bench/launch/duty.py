@@ -95,7 +95,7 @@ def _task(spec: str, files: tuple[str, ...]) -> Task:
     return load_task(parse_spec(spec), _registry(files))
 
 
-def job_of(work: Work) -> Job:
+def job_of(work: Work, reporter: FileReporter) -> Job:
     """What sampling and scoring need; sets the number of threads."""
     import torch
 
@@ -119,10 +119,12 @@ def job_of(work: Work) -> Job:
         retry_failed=bool(settings.get("retry_failed")),
         patient=False,
         name=work.name,
+        say=reporter.note,
     )
 
 
-def _cell(unit: Mapping[str, Any]) -> Cell:
+def cell_of(unit: Mapping[str, Any]) -> Cell:
+    """The cell of a unit; `VersionSkew` if this process gives it another identity than the submitter did."""
     from tsdfm_bench.plan import Cell
 
     cell = Cell(**unit["cell"])
@@ -137,7 +139,7 @@ def _planned(unit: Mapping[str, Any], job: Job) -> PlannedCell:
     """The cell of a unit with what `load` gets; the weights are those of the plan, or an error."""
     from tsdfm_bench.plan import ORACLE, PlannedCell, identify
 
-    cell = _cell(unit)
+    cell = cell_of(unit)
     params = dict(unit["params"])
     if cell.kind == "method" and params.get("checkpoint") != ORACLE:
         found = identify(job.registry.load("methods", cell.method), params).weights
@@ -154,12 +156,12 @@ def _sample(work: Work, reporter: FileReporter) -> dict[str, Any]:
     from tsdfm_bench.launch.inline import sample_cells
     from tsdfm_bench.launch.work import unit_name
 
-    job = job_of(work)
+    job = job_of(work, reporter)
     planned: dict[str, PlannedCell] = {}
     shards: dict[str, set[int]] = {}
     failed: dict[str, str] = {}
     for unit in work.units:
-        cell = _cell(unit)
+        cell = cell_of(unit)
         try:
             planned[cell.id] = _planned(unit, job)
         except (Exception, SystemExit) as error:
@@ -170,7 +172,7 @@ def _sample(work: Work, reporter: FileReporter) -> dict[str, Any]:
     busy = sample_cells(planned.values(), job, reporter, shards)
     done = 0
     for unit in work.units:
-        cell = _cell(unit)
+        cell = cell_of(unit)
         name = unit_name(cell.id, int(unit["shard"]))
         if not job.missing(cell, int(unit["shard"])):
             done += 1
@@ -184,9 +186,9 @@ def _score(work: Work, reporter: FileReporter) -> dict[str, Any]:
     from tsdfm_bench.scoring import Judge, find_judges, introduce, score_cells, unscored
     from tsdfm_bench.spec import parse_spec
 
-    job = job_of(work)
+    job = job_of(work, reporter)
     judge: Judge = find_judges([parse_spec(work.scorer)], job.registry)[0]
-    cells = [cell for unit in work.units if not job.missing(cell := _cell(unit))]
+    cells = [cell for unit in work.units if not job.missing(cell := cell_of(unit))]
     introduce([judge], cells, job)
     busy = score_cells(cells, [judge], job, reporter)
     left = {cell.id for cell, _ in unscored(cells, judge, job)}

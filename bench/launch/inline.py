@@ -153,10 +153,8 @@ def _todo(cells: Iterable[PlannedCell], job: Job, shards: Mapping[str, AbstractS
             if count and (shards is None or shard in shards.get(planned.cell.id, ())):
                 units.append(Unit(planned, shard, count, job.batch_size))
     if remembered and not job.name:
-        job.say(
-            f"{remembered} {'cell that' if remembered == 1 else 'cells that'} failed before {'is' if remembered == 1 else 'are'} "
-            "not tried again (--retry-failed does that)."
-        )
+        cells = "1 cell" if remembered == 1 else f"{remembered} cells"
+        job.say(f"Not tried again, because the same code failed before: {cells} (--retry-failed tries again).")
     return units
 
 

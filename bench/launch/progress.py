@@ -3,13 +3,14 @@
     state        "running", or the state of the result
     phase        "sampling", "scoring", ... as a `Reporter` calls it
     doing        the cell, or what else takes time
-    work         what the phase has to do, in the phase's unit; work_done of it is done, work_share counts a part of a batch
+    work         what the phase has to do, in its own unit; work_done of it is done, work_share is a part of a batch
     count, unit  things to make (sequences, texts); count_done of them are made
     notes        what a person should be told, in order
     counter      grows with every report, so that a watcher needs no clock but its own
     pid, host, time
 
-The file is replaced as a whole, at most every `every_s` seconds, and not flushed to the disk: it is worth nothing later.
+The file is replaced as a whole, at most every `every_s` seconds, and not flushed to the disk: it is worth nothing
+later.
 """
 
 from __future__ import annotations
