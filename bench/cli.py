@@ -378,6 +378,44 @@ def table(
 
 
 @app.command()
+def plot(
+    folder: Folder = None,
+    kind: Annotated[
+        Text,
+        typer.Option("--kind", "-k", metavar="LIST", help="frontier, steps, cost, mauve, trajectory (default: all)."),
+    ] = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", "-o", metavar="FOLDER", help="Where files go (default: figures/ of the run folder)."),
+    ] = None,
+    scorer: Annotated[Text, typer.Option("--scorer", metavar="NAME", help="Only this scorer.")] = None,
+    convention: Annotated[
+        Text, typer.Option("--convention", metavar="NAME", help="Of perplexity, e.g. sedd (default: pooled).")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Draw a run: PDF, SVG and PNG, with what each figure shows."""
+    from tsdfm_bench.commands.plot import plot_command
+
+    _leave(lambda: plot_command(folder, kind, out, scorer, convention, json))
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="Run folder or summary file; reference = the recorded results.")],
+    second: Annotated[Path, typer.Argument(help="The same, compared with the first.")],
+    metrics: Annotated[
+        Text, typer.Option("--metrics", metavar="LIST", help="Numbers to compare, or all (default: the main ones).")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Say what got better or worse from one run to another, cell by cell, with intervals."""
+    from tsdfm_bench.commands.compare import compare_command
+
+    _leave(lambda: compare_command(first, second, metrics, json))
+
+
+@app.command()
 def verify(
     folder: Folder = None,
     claims: Annotated[
@@ -407,7 +445,9 @@ def figures(
         Optional[Path],  # noqa: UP045
         typer.Option("--out", "-o", metavar="FOLDER", help="Where to (default: figures/ of the run folder, or here)."),
     ] = None,
-    list: Annotated[bool, typer.Option("--list", help="Say what is current, stale or not drawn; draw nothing.")] = False,
+    list: Annotated[
+        bool, typer.Option("--list", help="Say what is current, stale or not drawn; draw nothing.")
+    ] = False,
     plugin: Plugin = None,
     json: Json = False,
 ) -> None:
@@ -470,7 +510,9 @@ def train(
 @app.command()
 def conform(
     name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A method, or a .py file with METHODS.")],
-    only: Annotated[Text, typer.Option("--only", metavar="LIST", help="Checks, e.g. pinned,draw (default: all).")] = None,
+    only: Annotated[
+        Text, typer.Option("--only", metavar="LIST", help="Checks, e.g. pinned,draw (default: all).")
+    ] = None,
     task: Annotated[
         Text, typer.Option("--task", metavar="NAME", help="Whose vocabulary is used (default: sotu).")
     ] = None,

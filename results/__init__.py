@@ -21,6 +21,8 @@ _PUBLIC = {
     "columns": "CellColumns FORMS Terms cell_columns read_columns terms write_columns",
     "replicates": "Replicates",
     "frontier": ("Curve Expense Frontier OutOfRange Point at_entropy dominated_area expenses frontiers read_curve"),
+    "resampling": "compare_many compare_terms intervals permutation_terms separation",
+    "compare": "Change Comparison compare_runs comparison_json comparison_table",
     "style": "Label figure_metadata finish looks new_figure rows_used save_figure styled",
     "plots": "Drawing KINDS NothingToDraw draw",
     "flags": "FLAGS Flag find_flags with_flags",

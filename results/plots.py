@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tsdfm_bench.results.columns import terms
 from tsdfm_bench.results.frontier import Curve, Frontier, OutOfRange, Point, at_entropy, expenses, frontiers
 from tsdfm_bench.results.numbers import with_interval
 from tsdfm_bench.results.replicates import Replicates
+from tsdfm_bench.results.resampling import intervals
 from tsdfm_bench.results.rows import CellRows, Row, cells_of, finite, pick
 from tsdfm_bench.results.style import COLUMN_IN, FAINT, INK, Label, finish, looks, new_figure, styled
+from tsdfm_bench.results.training import TRAJECTORIES, read_trajectories
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -360,6 +363,10 @@ def _cost(summary: pd.DataFrame, scorer: str | None, metric: str | None, replica
                 error_bars(axes, line.costs, [p.perplexity for p in line.points], style["color"])
                 labels.append(Label(line.costs[-1], line.points[-1].perplexity["value"], line.name, style["color"]))
                 rows += [row for p in line.points for row in (p.perplexity, p.entropy)]
+            if frontier.real is not None and lines:
+                axes.axhline(frontier.real.perplexity["value"], color=INK, linewidth=0.8, linestyle=(0, (2, 2)))
+                right = max(line.costs[-1] for line in lines)
+                labels.append(Label(right, frontier.real.perplexity["value"], "real text"))
             axes.set_xlabel("network calls per batch" if cost == "calls" else "seconds per sequence")
             axes.set_ylabel(_ppl_label(frontier.metric, frontier.scorer))
             _log_axis(axes, "x")
@@ -451,9 +458,68 @@ def _settings(cell: CellRows) -> str:
     return ", ".join(parts)
 
 
+# ------------------------------------------------------------------------------------------------- trajectory
+
+
+def _trajectory(summary: pd.DataFrame, scorer: str | None, metric: str | None, replicates: Replicates) -> list[Drawing]:
+    path = replicates.root / TRAJECTORIES if replicates.root is not None else None
+    if path is None or not path.exists():
+        raise NothingToDraw(
+            f"this figure needs recorded trajectories, {TRAJECTORIES} in the run folder; there are none"
+        )
+    frame = read_trajectories(path)
+    found = []
+    for source, part in frame.groupby("source", sort=False):
+        panels = [("nll_nats", "NLL of completion\n(nats per token)"), ("flips", "share of positions\nchanged")]
+        figure, grid = new_figure(COLUMN_IN, 3.4, rows=2, sharex=True)
+        arms = list(dict.fromkeys(part["arm"]))
+        look = looks(arms)
+        rows: list[Row] = []
+        labels: dict[Axes, list[Label]] = {}
+        for axes, (name, title) in zip(grid, panels, strict=True):
+            labels[axes] = []
+            for arm in arms:
+                points = _by_time(part[part["arm"] == arm], str(source), arm, name)
+                if not points:
+                    continue
+                x, y = [p["t"] for p in points], [p["value"] for p in points]
+                color = look[arm]["color"]
+                axes.plot(x, y, **{**look[arm], "marker": "none"})
+                axes.fill_between(
+                    x, [p["low"] for p in points], [p["high"] for p in points], color=color, alpha=0.18, lw=0
+                )
+                labels[axes].append(Label(x[-1], y[-1], arm, color))
+                rows += points
+            axes.set_ylabel(title)
+        grid[-1].set_xlabel("time (0 = noise, 1 = data)")
+        finish(figure, labels)
+        count = part["sequence"].nunique()
+        notes = [f"Mean over {count} sequences per arm; bands are 95 % intervals over sequences."]
+        found.append(Drawing(f"trajectory-{source}", f"Trajectories from {source}", figure, rows, notes))
+    return _numbered(found)
+
+
+def _by_time(frame: pd.DataFrame, source: str, arm: str, name: str) -> list[dict[str, Any]]:
+    """Mean and interval of a column at each step."""
+    points = []
+    for step, members in frame.groupby("step"):
+        values = members[name].to_numpy(dtype=float)
+        values = values[values == values]
+        if not len(values):
+            continue
+        found = intervals([terms("mean", [values])])[0]
+        ends = (found.low, found.high) if found.low == found.low else (found.value, found.value)
+        points.append(
+            {"cell": f"{source}/{arm}/{step}", "metric": name, "scorer": "", "t": float(members["t"].mean())}
+            | {"value": found.value, "low": ends[0], "high": ends[1], "n": len(values)}
+        )
+    return points
+
+
 KINDS: dict[str, Callable[[Any, str | None, str | None, Replicates], list[Drawing]]] = {
     "frontier": _frontier,
     "steps": _steps,
     "cost": _cost,
     "mauve": _mauve,
+    "trajectory": _trajectory,
 }

@@ -19,8 +19,6 @@ from tsdfm_bench.results.table_model import Table, TableColumn, TableRow, Value
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_WRAPPED = ("method", "checkpoint")  # columns that may take several lines, down to this many characters
-_NARROWEST = 20
 _SECTIONS = {"method": "generators", "reference": "references", "not done": "not done"}
 
 
@@ -60,7 +58,7 @@ def _widths(table: Table, column: TableColumn) -> list[int]:
 
 def _narrowest(table: Table, column: TableColumn) -> int:
     widest = max(_widths(table, column))
-    return min(widest, _NARROWEST) if column.key in _WRAPPED else widest
+    return min(widest, column.wrap) if column.wrap else widest
 
 
 def to_rich(table: Table, width: int | None = None) -> RenderableType:
@@ -85,7 +83,7 @@ def to_rich(table: Table, width: int | None = None) -> RenderableType:
         grid.add_column(
             heading,
             justify=column.align,
-            no_wrap=column.key not in _WRAPPED,
+            no_wrap=not column.wrap,
             overflow="fold",
             min_width=_narrowest(table, column),
         )

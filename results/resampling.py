@@ -436,7 +436,9 @@ def _chunk(samples: Sequence[_Sample], chart: _Map, seed: int, resamples: int, c
             t = (moved - centre) / np.sqrt(_variance(slopes, [cov for _, cov in made]))
         t[np.isnan(t)] = 0.0  # a resample without spread at the value itself
         lowest, highest = _quantiles(t, tail)
-        low, high, method = centre - highest * error, centre - lowest * error, ["studentised"] * count
+        method = ["studentised"] * count
+        with np.errstate(all="ignore"):
+            low, high = centre - highest * error, centre - lowest * error
         if chart.kind == "r" and not chart.exp[0]:
             low = np.where(samples[0].positive, np.maximum(low, 0.0), low)
         for i in np.flatnonzero(usable & ~constant & ~(np.isfinite(low) & np.isfinite(high))):

@@ -26,6 +26,7 @@ class TableColumn:
         detail: second line (the scorer, the unit), or "".
         align: "left" for text, "right" for numbers.
         role: what it measures ("perplexity", "entropy", ...), or "".
+        wrap: may take several lines on a narrow terminal, down to this many characters; 0 = never.
         give_way: columns with larger numbers are left out first where a terminal is too narrow; 0 = always shown.
     """
 
@@ -35,6 +36,7 @@ class TableColumn:
     align: Literal["left", "right"] = "right"
     role: str = ""
     give_way: int = 0
+    wrap: int = 0
 
     @property
     def heading(self) -> str:

@@ -114,7 +114,7 @@ class _Builder:
         self.methods = methods
         self.metrics = {metric for cell in self.done for metric, _ in cell.rows}
         self.measured: list[tuple[TableColumn, str, str]] = []  # column, metric, scorer
-        self.columns = [TableColumn("method", "method", align="left")]
+        self.columns = [TableColumn("method", "method", align="left", wrap=20)]
         if any(cell.first["source"] for cell in self.done):
             self.columns.append(TableColumn("source", "source", align="left"))
         self.columns.append(TableColumn("steps", "steps"))
@@ -153,7 +153,7 @@ class _Builder:
         self, key: str, title: str, text: Callable[[CellRows], str], align: Literal["left", "right"] = "right"
     ) -> None:
         self.settings[key] = text
-        self.columns.append(TableColumn(key, title, align=align))
+        self.columns.append(TableColumn(key, title, align=align, wrap=20 if key == "checkpoint" else 0))
 
     def _calls_detail(self) -> str:
         return "per seq." if any(_calls_differ(cell) for cell in self.methods) else ""

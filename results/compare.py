@@ -1,0 +1,475 @@
+"""Two runs, cell by cell: what got better, what got worse, and what cannot be told apart.
+
+Cells belong together if they have one id, or else the same settings (label, source, steps, temperature, nucleus, draw,
+text, length, prefix) where no other cell of either run has them: then the weights or the seed differ, and the row says
+so. A number is compared only with one of the same definition, scorer revision and arithmetic; what differs is listed,
+not subtracted. Sequences are paired where they belong together: the same cell drawn from the same streams, or the same
+held-out prompts. Intervals and p-values come from the stored columns (see `columns`); where a run has none, from the
+two rows' own intervals, unpaired. All p-values of a comparison are adjusted together by Holm's method, and "better" or
+"worse" is said only below 0.05.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from tsdfm_bench.results.numbers import MISSING, plain, with_interval
+from tsdfm_bench.results.replicates import Replicates, stream
+from tsdfm_bench.results.resampling import compare_terms, permutation_terms
+from tsdfm_bench.results.rows import CellRows, Row, cells_of, finite, pick
+from tsdfm_bench.results.stats import CONFIDENCE, Interval, holm, n_to_separate
+from tsdfm_bench.results.table_model import Table, TableColumn, TableRow, Value
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Verdict = Literal["better", "worse", "higher", "lower", "not separable", "identical", "changed", "not compared"]
+
+LEVEL = 0.05
+ROLES = ("perplexity", "bits per byte", "entropy", "distinct", "repetition", "mauve", "speed")
+_SETTINGS = (
+    "task", "tokenizer", "data_hash", "kind", "label", "source", "length", "steps", "temperature", "top_p",
+    "top_p_rule", "draw", "prefix",
+)  # fmt: skip
+_MEASURED_ONCE = ("calls", "s", "1/s", "bytes")
+_MOST_RESAMPLES = 9999
+
+
+@dataclass(frozen=True)
+class Change:
+    """One number in both runs.
+
+    Args:
+        name: of the cell.
+        metric, scorer, unit, better: of the number.
+        a, b: the rows.
+        difference: b - a, with its interval where there is one.
+        percent: 100 (b / a - 1), with its interval; None where a is not positive.
+        paired: whether sequences were paired.
+        pvalue, adjusted: of "no difference", before and after Holm's correction; NaN if there is no test.
+        verdict: what follows.
+        needed: sequences per row that would separate the two at this effect, if they are not separable.
+        reason: why it was not compared, or "".
+    """
+
+    name: str
+    metric: str
+    scorer: str
+    unit: str
+    better: str
+    a: Row
+    b: Row
+    difference: Interval | None = None
+    percent: Interval | None = None
+    paired: bool = False
+    pvalue: float = math.nan
+    adjusted: float = math.nan
+    verdict: Verdict = "not compared"
+    needed: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that two runs have in common.
+
+    Args:
+        a, b: names of the runs.
+        changes: by cell and metric.
+        only_a, only_b: cells that the other run lacks.
+        notes: matches by settings, and what else a reader must know.
+    """
+
+    a: str
+    b: str
+    changes: list[Change]
+    only_a: list[str] = field(default_factory=list)
+    only_b: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def counts(self) -> Counter[str]:
+        """How often each verdict was reached."""
+        return Counter(change.verdict for change in self.changes)
+
+
+def compare_runs(
+    a: pd.DataFrame,
+    b: pd.DataFrame,
+    *,
+    roots: tuple[str | Path | None, str | Path | None] = (None, None),
+    names: tuple[str, str] = ("A", "B"),
+    metrics: Sequence[str] | None = None,
+) -> Comparison:
+    """Compare two summaries, from the first to the second.
+
+    Args:
+        a, b: see `tsdfm_bench.results.schema`.
+        roots: their run folders, for per-sequence columns; None: the summaries' intervals only.
+        names: of the runs, for the reader.
+        metrics: only these; None = the numbers of the main table, ("all",) = every one.
+    """
+    pairs, only_a, only_b, notes = _matched(a, b)
+    sides = (Replicates(a, roots[0]), Replicates(b, roots[1]))
+    changes = [
+        _change(first, second, same, key, sides)
+        for first, second, same in pairs
+        for key in _metrics(first, second, metrics)
+    ]
+    adjusted = holm([change.pvalue for change in changes])
+    judged = [_judged(change, float(p)) for change, p in zip(changes, adjusted, strict=True)]
+    apart = sum(1 for change in judged if math.isfinite(change.pvalue) and not change.paired)
+    if apart and any(change.paired for change in judged):
+        notes.append(f"{apart} comparisons are of independent sequences, the others are paired.")
+    notes += _refusals(judged)
+    return Comparison(*names, judged, only_a, only_b, notes)
+
+
+# --------------------------------------------------------------------------------------------------- matching
+
+
+def describe(cell: CellRows) -> str:
+    """A cell's settings on one line."""
+    first = cell.first
+    parts = [" ".join([first["label"] or first["method"], first["source"] or ""]).strip()]
+    parts += [f"{int(first['steps'])} steps"] if finite(first["steps"]) else []
+    parts += [f"temp. {first['temperature']:g}"] if finite(first["temperature"]) and first["temperature"] != 1 else []
+    parts += [f"top-p {first['top_p']:g}"] if finite(first["top_p"]) else []
+    parts += [first["draw"]] if first["draw"] not in ("", "fp64") else []
+    return ", ".join(parts)
+
+
+def _matched(
+    a: pd.DataFrame, b: pd.DataFrame
+) -> tuple[list[tuple[CellRows, CellRows, bool]], list[str], list[str], list[str]]:
+    ours, theirs = ({cell.id: cell for cell in cells_of(summary[summary["state"] == "done"])} for summary in (a, b))
+    pairs = [(cell, theirs[key], True) for key, cell in ours.items() if key in theirs]
+    left = [cell for key, cell in ours.items() if key not in theirs]
+    right = [cell for key, cell in theirs.items() if key not in ours]
+
+    def settings(cells: Iterable[CellRows]) -> dict[tuple[Any, ...], list[CellRows]]:
+        groups: dict[tuple[Any, ...], list[CellRows]] = {}
+        for cell in cells:
+            groups.setdefault(tuple(cell.first[name] for name in _SETTINGS), []).append(cell)
+        return groups
+
+    other = settings(right)
+    done: set[str] = set()
+    told: dict[str, list[str]] = {}
+    for key, members in settings(left).items():
+        if len(members) == 1 and len(other.get(key, [])) == 1:
+            first, second = members[0], other[key][0]
+            done |= {first.id, second.id}
+            differing = [name for name in ("weights", "seed") if first.first[name] != second.first[name]]
+            if first.first["kind"] == "reference":  # other sequences of the same text: nothing to find out
+                told.setdefault("not compared, they are other sequences of the same text", []).append(describe(first))
+                continue
+            pairs.append((first, second, False))
+            told.setdefault(f"other {' and '.join(differing) or 'options'} in the second run", []).append(
+                describe(first)
+            )
+    notes = [f"{'; '.join(cells)}: {what}." for what, cells in told.items()]
+    return (
+        pairs,
+        [describe(cell) for cell in left if cell.id not in done],
+        [describe(cell) for cell in right if cell.id not in done],
+        notes,
+    )
+
+
+def _metrics(a: CellRows, b: CellRows, wanted: Sequence[str] | None) -> list[tuple[str, str]]:
+    common = [key for key in a.rows if key in b.rows and key[0]]
+    if wanted is not None and "all" in wanted:
+        return common
+    names = {name for name, _ in common}
+    if wanted is not None:
+        return [key for key in common if key[0] in wanted]
+    order = [pick(names, role) for role in ROLES]
+    return sorted((key for key in common if key[0] in order), key=lambda key: order.index(key[0]))
+
+
+# -------------------------------------------------------------------------------------------------- comparing
+
+
+def _change(
+    first: CellRows, second: CellRows, same: bool, key: tuple[str, str], sides: tuple[Replicates, Replicates]
+) -> Change:
+    a, b = first.rows[key], second.rows[key]
+    found: dict[str, Any] = {
+        "name": describe(first),
+        "metric": key[0],
+        "scorer": key[1],
+        "unit": a["unit"] or b["unit"],
+        "better": a["better"] or b["better"],
+        "a": a,
+        "b": b,
+    }
+    for row, which in ((a, "first"), (b, "second")):
+        if not finite(row["value"]):
+            return Change(
+                **found, reason=f"no value in the {which} run" + (f": {row['reason']}" if row["reason"] else "")
+            )
+    for name in ("unit", "scorer_revision", "scorer_dtype"):
+        if a[name] != b[name]:
+            return Change(**found, reason=f"{name.replace('_', ' ')} differs: {a[name]} and {b[name]}")
+    if _convention(a) != _convention(b):
+        return Change(**found, reason="the two runs define this number differently")
+    if a["unit"] in _MEASURED_ONCE:
+        return Change(**found, difference=_point(b["value"] - a["value"]), percent=_relative(a, b))
+    terms = [side.terms(cell.id, *key) for side, cell in zip(sides, (first, second), strict=True)]
+    if terms[0] is None or terms[1] is None or min(t.n for t in terms if t is not None) < 2:
+        return _from_intervals(found, a, b)
+    one, two = terms
+    paired = stream(a) == stream(b) if not same else True
+    clusters = [side.clusters(cell.id) for side, cell in zip(sides, (first, second), strict=True)]
+    if paired:
+        n = min(one.n, two.n)
+        one, two = one.head(n), two.head(n)
+        if _same(one.a, two.a) and _same(one.b, two.b):
+            zero = Interval(0.0, 0.0, 0.0, n, "constant", "the same sequences")
+            return Change(**found, difference=zero, percent=zero, paired=True, verdict="identical")
+    options: dict[str, Any] = {
+        "paired": paired,
+        "clusters": None if clusters[0] is None else clusters[0][: one.n],
+        "clusters_b": None if clusters[1] is None else clusters[1][: two.n],
+    }
+    positive = a["value"] > 0 and b["value"] > 0
+    reduction = compare_terms(two, one, "reduction", **options) if positive else None
+    return Change(
+        **found,
+        difference=compare_terms(two, one, "difference", **options),
+        percent=_negated(reduction) if reduction is not None else None,
+        paired=paired,
+        pvalue=_pvalue(two, one, options),
+    )
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal up to the rounding of another machine."""
+    return bool(np.allclose(a, b, rtol=1e-6, atol=1e-9))
+
+
+def _pvalue(two: Any, one: Any, options: dict[str, Any]) -> float:
+    """A permutation p-value; small ones are found with more permutations, since Holm's factor multiplies them."""
+    p = permutation_terms(two, one, resamples=1999, **options)
+    return permutation_terms(two, one, resamples=_MOST_RESAMPLES, **options) if p < 0.01 else p
+
+
+def _convention(row: Row) -> str:
+    """A definition without what belongs to the machine or the number of sequences."""
+    return "" if row["metric"].startswith("mauve") else row["definition"]
+
+
+def _point(value: float) -> Interval:
+    return Interval(value, math.nan, math.nan, 0, "none", "measured once", resamples=0)
+
+
+def _relative(a: Row, b: Row) -> Interval | None:
+    return _point(100.0 * (b["value"] / a["value"] - 1.0)) if a["value"] > 0 else None
+
+
+def _negated(reduction: Interval) -> Interval:
+    """From "by how many percent lower" to "by how many percent it changed"."""
+    return Interval(
+        -reduction.value, -reduction.high, -reduction.low, reduction.n, reduction.method, reduction.reason,
+        reduction.standard_error, reduction.confidence, reduction.resamples, reduction.seed,
+    )  # fmt: skip
+
+
+def _from_intervals(found: dict[str, Any], a: Row, b: Row) -> Change:
+    """Two independent rows with only their intervals: normal approximation."""
+    from scipy import stats
+
+    z = 1.959963984540054
+    ends = [a["low"], a["high"], b["low"], b["high"]]
+    gap = b["value"] - a["value"]
+    n = min((int(row["n"]) for row in (a, b) if row["n"] is not None), default=0)
+    if not all(finite(end) for end in ends):
+        return Change(**found, difference=_point(gap), percent=_relative(a, b))
+    errors = [(row["high"] - row["low"]) / (2 * z) for row in (a, b)]
+    error = math.hypot(*errors)
+    if error <= 0:
+        return Change(**found, difference=_point(gap), percent=_relative(a, b))
+    why = "from the rows' own intervals, unpaired"
+    difference = Interval(gap, gap - z * error, gap + z * error, n, "normal", why, error, CONFIDENCE, 0)
+    percent = None
+    if a["value"] > 0 and b["value"] > 0:
+        relative = math.hypot(errors[0] / a["value"], errors[1] / b["value"])
+        ratio = b["value"] / a["value"]
+        low, high = (100.0 * (ratio * math.exp(side * z * relative) - 1.0) for side in (-1, 1))
+        percent = Interval(100.0 * (ratio - 1.0), low, high, n, "normal", why, 100 * ratio * relative, CONFIDENCE, 0)
+    return Change(**found, difference=difference, percent=percent, pvalue=float(2 * stats.norm.sf(abs(gap) / error)))
+
+
+def _judged(change: Change, adjusted: float) -> Change:
+    verdict: Verdict = change.verdict
+    needed = None
+    gap = change.difference.value if change.difference is not None else math.nan
+    if verdict == "identical" or change.reason:
+        pass
+    elif math.isnan(change.pvalue):
+        verdict = "identical" if gap == 0 else "changed"
+    elif adjusted < LEVEL:
+        if change.better:
+            verdict = "better" if (gap < 0) == (change.better == "lower") else "worse"
+        else:
+            verdict = "higher" if gap > 0 else "lower"
+    else:
+        verdict = "not separable"
+        needed = n_to_separate(change.difference) if change.difference is not None else None
+    values = {name: getattr(change, name) for name in change.__dataclass_fields__}
+    return Change(**{**values, "adjusted": adjusted, "verdict": verdict, "needed": needed})
+
+
+def _refusals(changes: Iterable[Change]) -> list[str]:
+    counted = Counter((c.metric, c.scorer, c.reason) for c in changes if c.reason)
+    return [
+        f"{metric}{f' ({scorer})' if scorer else ''} not compared in {count} cells: {reason}."
+        for (metric, scorer, reason), count in counted.items()
+    ]
+
+
+# --------------------------------------------------------------------------------------------------- printing
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """The comparison as a table: cells that differ first within the order of the runs."""
+    columns = [
+        TableColumn("cell", "row", align="left", wrap=14),
+        TableColumn("metric", "number", align="left", wrap=14),
+        TableColumn("a", "first"),
+        TableColumn("b", "second"),
+        TableColumn("percent", "change", "%"),
+        TableColumn("p", "p", "Holm", give_way=1),
+        TableColumn("verdict", "", align="left"),
+        TableColumn("needed", "n needed", give_way=2),
+    ]
+    rows = []
+    before = ""
+    for change in comparison.changes:
+        if change.reason:
+            continue
+        title = _title(change.metric) + (f" ({change.scorer})" if change.scorer else "")
+        percent = change.percent
+        shown = _percent(percent) if percent is not None else MISSING
+        cells = {
+            "cell": Value(change.name if change.name != before else "", change.name),
+            "metric": Value(title, title),
+            "a": _value(change.a),
+            "b": _value(change.b),
+            "percent": Value(shown, *_numbers(percent)),
+            "p": Value(_p(change.adjusted), change.adjusted if math.isfinite(change.adjusted) else None),
+            "verdict": Value(change.verdict, change.verdict),
+            "needed": Value(f"{change.needed:,}" if change.needed else "", change.needed),
+        }
+        before = change.name
+        rows.append(TableRow("method" if change.a["kind"] == "method" else "reference", cells))
+    rows.sort(key=lambda row: row.section != "method")
+    counts = comparison.counts()
+    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict.__args__ if counts[verdict])  # type: ignore[attr-defined]
+    notes = [f"From {comparison.a} (first) to {comparison.b} (second): {said or 'nothing in common'}."]
+    if any(math.isfinite(change.pvalue) for change in comparison.changes):
+        notes.append(
+            "Change: percent with its 95 % interval, of the sequences both have if paired. p: permutation "
+            f"test of no difference, adjusted by Holm over the whole table; a verdict needs p < {LEVEL:g}. n needed: "
+            "sequences per row to separate the two at this effect with 80 % power."
+        )
+    if any(c.verdict == "identical" and c.paired and c.a["n"] != c.b["n"] for c in comparison.changes):
+        notes.append("Identical: the sequences that both rows have are the same; one row has more of them.")
+    for name, cells in ((comparison.a, comparison.only_a), (comparison.b, comparison.only_b)):
+        if cells:
+            notes.append(f"Only in {name}: {'; '.join(cells)}.")
+    return Table(f"{comparison.a} → {comparison.b}", columns, rows, [*notes, *comparison.notes])
+
+
+_TITLES = {
+    "perplexity": "gen-PPL",
+    "bits per byte": "bits/byte",
+    "entropy": "entropy, nats",
+    "distinct": "distinct-2",
+    "repetition": "rep-4",
+    "mauve": "MAUVE",
+    "speed": "seq/s",
+}
+
+
+def _title(metric: str) -> str:
+    """The short name of a usual metric, else its own."""
+    usual = ("gen_ppl", "gen_ppl/pooled", "bits_per_byte", "entropy_nats", "distinct_2", "repetition_4", "mauve")
+    if metric not in (*usual, "sequences_per_second"):
+        return metric
+    return next(title for role, title in _TITLES.items() if pick([metric], role))
+
+
+def _value(row: Row) -> Value:
+    return Value(
+        with_interval(row["value"], row["low"], row["high"], show=False),
+        *(_number(row[k]) for k in ("value", "low", "high")),
+    )
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if finite(value) else None
+
+
+def _numbers(interval: Interval | None) -> tuple[float | None, float | None, float | None]:
+    if interval is None:
+        return None, None, None
+    return _number(interval.value), _number(interval.low), _number(interval.high)
+
+
+def _percent(found: Interval) -> str:
+    text = with_interval(found.value, found.low, found.high) if math.isfinite(found.low) else plain(found.value)
+    return text if text.startswith("-") or found.value == 0 else f"+{text}"
+
+
+def _p(value: float) -> str:
+    if not math.isfinite(value):
+        return MISSING
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.3f}" if value >= 0.001 else "<0.001"
+
+
+def comparison_json(comparison: Comparison) -> dict[str, Any]:
+    """Everything as JSON values."""
+
+    def ends(interval: Interval | None) -> dict[str, Any] | None:
+        if interval is None:
+            return None
+        value, low, high = _numbers(interval)
+        return {"value": value, "low": low, "high": high, "how": interval.description}
+
+    changes = [
+        {
+            "row": c.name,
+            "cells": [c.a["cell"], c.b["cell"]],
+            "metric": c.metric,
+            "scorer": c.scorer,
+            "unit": c.unit,
+            "first": {k: _number(c.a[k]) for k in ("value", "low", "high")} | {"n": c.a["n"]},
+            "second": {k: _number(c.b[k]) for k in ("value", "low", "high")} | {"n": c.b["n"]},
+            "difference": ends(c.difference),
+            "percent": ends(c.percent),
+            "paired": c.paired,
+            "p": _number(c.pvalue),
+            "p_holm": _number(c.adjusted),
+            "verdict": c.verdict,
+            "n_needed": c.needed,
+            "reason": c.reason,
+        }
+        for c in comparison.changes
+    ]
+    return {
+        "first": comparison.a,
+        "second": comparison.b,
+        "verdicts": dict(comparison.counts()),
+        "changes": changes,
+        "only_first": comparison.only_a,
+        "only_second": comparison.only_b,
+        "notes": comparison.notes,
+    }
