@@ -177,6 +177,18 @@ Lease = Annotated[
         rich_help_panel=_WHERE,
     ),
 ]
+SlurmKeys = Annotated[
+    Text,
+    typer.Option(
+        "--slurm",
+        metavar="K=V,...",
+        help="What jobs ask of Slurm: partition=gpu,time=2:00:00,gpus_per_node=1 ...",
+        rich_help_panel=_WHERE,
+    ),
+]
+Detach = Annotated[
+    bool, typer.Option("--detach", help="Submit to Slurm and leave; the same command comes back.", rich_help_panel=_WHERE)
+]
 BatchSize = Annotated[
     Text, typer.Option("--batch-size", help="Sequences per batch.", metavar="N", rich_help_panel=_WHERE)
 ]
@@ -245,7 +257,8 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
     """The sweep's keys among a command's parameters, those that were typed."""
     given = {key: value for key, value in values.items() if value is not None}
     given["plugins"] = given.pop("plugin", None) or None
-    given["retry_failed"] = given.pop("retry_failed", None) or None
+    for switch in ("retry_failed", "detach"):
+        given[switch] = given.pop(switch, None) or None
     for other in ("config", "json", "budget", "trim", "timing"):
         given.pop(other, None)
     return given
@@ -291,6 +304,8 @@ def run(
     launcher: Launcher = None,
     jobs: Jobs = None,
     lease: Lease = None,
+    slurm: SlurmKeys = None,
+    detach: Detach = False,
     batch_size: BatchSize = None,
     device: Device = None,
     threads: Threads = None,
@@ -336,6 +351,7 @@ def plan(
     launcher: Launcher = None,
     jobs: Jobs = None,
     lease: Lease = None,
+    slurm: SlurmKeys = None,
     batch_size: BatchSize = None,
     device: Device = None,
     threads: Threads = None,

@@ -163,7 +163,7 @@ class Estimator:
 
     def sampling_s(self, planned: PlannedCell, batches: int) -> float | None:
         """Seconds of so many batches of a cell; None if the method could not be timed."""
-        from tsdfm_bench.launch.inline import expected_calls
+        from tsdfm_bench.launch.cost import expected_calls
 
         if planned.cell.kind == "reference":
             return 0.0
@@ -201,7 +201,7 @@ class Estimator:
 
     def _stored_rate(self, group: Sequence[PlannedCell]) -> Rate | None:
         """From the costs that the run folder holds, if they were measured on this device."""
-        from tsdfm_bench.launch.inline import read_costs
+        from tsdfm_bench.launch.batches import read_costs
         from tsdfm_bench.meter import device_name
 
         seconds, calls, looked = 0.0, 0, 0
@@ -220,7 +220,7 @@ class Estimator:
     def _time_method(self, planned: PlannedCell) -> Rate:
         import torch
 
-        from tsdfm_bench.launch.inline import expected_calls
+        from tsdfm_bench.launch.cost import expected_calls
         from tsdfm_bench.meter import Meter
 
         job, cell = self.job, planned.cell

@@ -58,7 +58,6 @@ class Errand:
                 result = work(self.job_file)
         except KeyboardInterrupt:
             result = {"state": "stopped"}
-        if result.get("state") == "stopped":
             _leave(told, requeue)
         return {key: result.get(key) for key in ("name", "state", "units", "done", "error")}
 
@@ -71,29 +70,28 @@ class Errand:
 
 @contextlib.contextmanager
 def _listening(told: list[int]) -> Iterator[None]:
-    """Note the signals that arrive, beside whatever handles them: the interpreter writes their numbers into a pipe."""
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    os.set_blocking(reader, False)
-    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    """Stop the work in the block at a polite kill or a warning, and note which it was."""
+
+    def stop(number: int, frame: object) -> None:
+        told.append(number)
+        if len(told) == 1:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR2)}
     try:
         yield
     finally:
-        signal.set_wakeup_fd(before)
-        with contextlib.suppress(BlockingIOError):
-            told += os.read(reader, 1000)
-        os.close(reader)
-        os.close(writer)
+        for number, handler in before.items():
+            if number != signal.SIGUSR2:  # one that comes now is noted, and heeded by `_leave`
+                signal.signal(number, handler)
 
 
 def _leave(told: Sequence[int], requeue: Any) -> None:
     """Go back into the queue if that was asked for; after a polite kill alone, see whether it is asked for yet."""
-    arrived = list(told)
-    signal.signal(signal.SIGUSR2, lambda number, frame: arrived.append(number))
     until = time.monotonic() + AFTER_TERM_S
-    while signal.SIGUSR2 not in arrived and time.monotonic() < until:
+    while signal.SIGUSR2 not in told and time.monotonic() < until:
         time.sleep(0.1)
-    if signal.SIGUSR2 in arrived and callable(requeue):
+    if signal.SIGUSR2 in told and callable(requeue):
         requeue(signal.SIGUSR2, None)
 
 
