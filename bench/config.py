@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from tsdfm_bench.api import Draw, TopPRule
 from tsdfm_bench.errors import UsageError, nearest, unknown_name
 from tsdfm_bench.launch.settings import LauncherSettings, launcher_table
+from tsdfm_bench.launch.slurm_settings import parse_option
 from tsdfm_bench.spec import Spec, spec_of, split_list, unique
 
 DEFAULT_METHODS = ("tsdfm", "fsdfm", "dfm", "mdlm", "sedd", "ar")
@@ -244,6 +245,11 @@ def make_config(given: Mapping[str, Any], file: Path | None = None) -> SweepConf
     for option, key in LAUNCHER_OPTIONS.items():
         if option in merged:
             table[key] = merged.pop(option)
+    slurm = parse_option(str(merged.pop("slurm"))) if "slurm" in merged else {}
+    if merged.pop("detach", None):
+        slurm["detach"] = "true"
+    if slurm:
+        table["slurm"] = {**dict(table.get("slurm", {})), **slurm}
     if table:
         merged["launcher"] = table
     _check_keys(merged, "the request")
