@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 LAUNCHERS = {
     "inline": "tsdfm_bench.launch.inline:Inline",
     "local": "tsdfm_bench.launch.local:Local",
+    "slurm": "tsdfm_bench.launch.slurm:Slurm",
 }
 
 
