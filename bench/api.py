@@ -257,11 +257,15 @@ class TrainingStreams:
     Args:
         train, validation: (n,) int64 token streams, documents joined, each followed by its end-of-text id.
         data_hash: "sha256:..." of the training split, recorded in every checkpoint.
+        end_of_text: the id that ends a document.
+        block: the streams are packed blocks of this length, to be read from their starts; 0 = plain text.
     """
 
     train: np.ndarray
     validation: np.ndarray
     data_hash: str
+    end_of_text: int = 0
+    block: int = 0
 
 
 class TrainableHook(Protocol):

@@ -127,6 +127,7 @@ def build_network(stage: Stage, recipe: Recipe, text: TrainingText, folder: Path
             CausalConfig(
                 text.vocab_size,
                 text.length,
+                bos_id=text.end_of_text,
                 width=settings.width,
                 blocks=settings.blocks,
                 heads=settings.heads,
@@ -165,7 +166,7 @@ def build_objective(stage: Stage, recipe: Recipe, text: TrainingText, folder: Pa
     options: Mapping[str, Any] = {k: v for k, v in stage.options.items() if k not in COMPASS_SEES}
     try:
         if stage.kind == "ar":
-            return lambda ema: ARObjective(size)
+            return lambda ema: ARObjective(size, text.end_of_text)
         if stage.kind == "mdlm":
             return lambda ema: MDLMObjective(size)
         if stage.kind == "sedd":

@@ -19,6 +19,9 @@ from tsdfm_bench.errors import UsageError
 from tsdfm_bench.rng import Streams, derive_key
 
 
+ON_DEVICE_TOKENS = 1 << 28
+
+
 class Draws:
     """Uniforms of one training step for a batch of rows.
 
@@ -28,17 +31,30 @@ class Draws:
         step: training step.
         batch: rows.
         device: where the uniforms are made.
+        first, total: these are rows first .. first + batch - 1 of a step of `total` (0 = batch) rows. What a row draws
+            does not depend on how the step is split over processes and passes.
     """
 
-    def __init__(self, seed: int, name: str, step: int, batch: int, device: str | torch.device = "cpu") -> None:
-        self.streams = Streams(derive_key(seed, name), torch.arange(batch, device=device))
+    def __init__(
+        self,
+        seed: int,
+        name: str,
+        step: int,
+        batch: int,
+        device: str | torch.device = "cpu",
+        first: int = 0,
+        total: int = 0,
+    ) -> None:
+        self.streams = Streams(derive_key(seed, name), torch.arange(first, first + batch, device=device))
         self.step = step
         self.batch = batch
+        self.total = total or batch
 
     def rows(self, rows: Tensor) -> Draws:
         """The same streams, restricted to some rows (n,)."""
         part = Draws.__new__(Draws)
         part.streams, part.step, part.batch = self.streams.select(rows), self.step, rows.numel()
+        part.total = self.total
         return part
 
     def uniform(self, site: str, size: int) -> Tensor:
@@ -51,8 +67,8 @@ class Draws:
 
     def stratified(self, site: str) -> Tensor:
         """(batch,) fp64: one uniform per equal part of [0, 1), the parts in row order (MDLM's "antithetic" draw)."""
-        parts = torch.arange(self.batch, device=self.streams.device) / self.batch
-        return (self.uniform(site, 1)[:, 0] / self.batch + parts) % 1.0
+        parts = self.streams.sequences / self.total
+        return (self.uniform(site, 1)[:, 0] / self.total + parts) % 1.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +82,8 @@ class TrainingText:
         length: window length.
         tokenizer: identifier of the vocabulary.
         data_hash: of the training split.
+        end_of_text: id that ends a document.
+        block: windows start at multiples of this (packed blocks of that length); 0 = anywhere.
     """
 
     name: str
@@ -74,6 +92,8 @@ class TrainingText:
     length: int
     tokenizer: str
     data_hash: str
+    end_of_text: int = 0
+    block: int = 0
 
     def __post_init__(self) -> None:
         for split, stream in self.streams.items():
@@ -81,12 +101,21 @@ class TrainingText:
                 raise UsageError(
                     f"split '{split}' of task '{self.name}' has {stream.size} tokens: too few for length {self.length}"
                 )
+        if self.block and self.block != self.length:
+            raise UsageError(f"task '{self.name}' is packed in blocks of {self.block} tokens, not of {self.length}")
 
     def windows(self, split: str, draws: Draws) -> Tensor:
         """(batch, length) int64 windows at random offsets."""
-        stream = self._tensor(split, draws.streams.device)
-        offsets = (draws.uniform("window", 1) * (stream.numel() - self.length)).long()
-        return stream[offsets + torch.arange(self.length, device=stream.device)]
+        source, device = self.streams[split], draws.streams.device
+        if self.block:
+            offsets = (draws.uniform("window", 1) * (source.size // self.block)).long() * self.block
+        else:
+            offsets = (draws.uniform("window", 1) * (source.size - self.length)).long()
+        if source.size > ON_DEVICE_TOKENS:  # stays on disk; only the windows are read
+            rows = [np.asarray(source[start : start + self.length], dtype=np.int64) for start in offsets[:, 0].tolist()]
+            return torch.from_numpy(np.stack(rows)).to(device)
+        stream = self._tensor(split, device)
+        return stream[offsets + torch.arange(self.length, device=device)]
 
     def unigram(self) -> Tensor:
         """(V,) fp32 log frequencies of the training split, every token counted half once more."""
@@ -96,5 +125,6 @@ class TrainingText:
     def _tensor(self, split: str, device: torch.device) -> Tensor:
         cache: dict[tuple[str, torch.device], Tensor] = self.__dict__.setdefault("_cache", {})
         if (split, device) not in cache:
-            cache[split, device] = torch.tensor(self.streams[split], device=device)
+            stream = np.asarray(self.streams[split], dtype=np.int64)
+            cache[split, device] = torch.tensor(stream, device=device)
         return cache[split, device]

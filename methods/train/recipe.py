@@ -91,10 +91,20 @@ class Stage(_Strict):
 
 
 class Recipe(_Strict):
-    """All networks of a scale."""
+    """All networks of a scale.
+
+    Args:
+        scale: its name.
+        task: the text, by name; `tsdfm-bench train --task` chooses another.
+        vocab_size, length: of the task's tokens, so that the networks are known without the text; 0 = the task's.
+        network, start, training: see the classes.
+        stage: the networks, in order.
+    """
 
     scale: str
     task: str
+    vocab_size: int = 0
+    length: int = 0
     network: NetworkSettings
     start: Start = Start()
     training: dict[str, Any]

@@ -13,20 +13,24 @@ import copy
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from tsdfm_bench.errors import CheckpointError
+from tsdfm_bench.errors import CheckpointError, UsageError
 from tsdfm_bench.methods.nets.pretrained import replace_file
 from tsdfm_bench.methods.train.data import Draws, TrainingText
+from tsdfm_bench.methods.train.flops import FlopMeter, networks_in, peak_flops
 from tsdfm_bench.methods.train.objectives import Objective, validate
 from tsdfm_bench.methods.train.optim import learning_rate, make_optimizers
 
 STATE_FILE = "state.safetensors"
+_NO_INFLUENCE = ("validate_every", "save_every_s", "micro_batch", "compile")
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class TrainingConfig:
         betas, weight_decay, clip: AdamW betas, decoupled decay, gradient norm limit.
         ema: decay of the weight average, with warm-up min(ema, (1 + n) / (10 + n)).
         seed: of every random number of the training.
+        micro_batch: most windows of one forward pass per process (gradients are accumulated); 0 = all.
+        compile: compile the blocks on a GPU.
         validate_every, save_every_s: steps between validations, seconds between saved states.
     """
 
@@ -59,6 +65,8 @@ class TrainingConfig:
     seed: int = 0
     validate_every: int = 500
     save_every_s: float = 60.0
+    micro_batch: int = 0
+    compile: bool = True
 
 
 @dataclass
@@ -94,6 +102,28 @@ def mixed_precision(device: torch.device) -> str:
     return "no"
 
 
+def check_hardware() -> None:
+    """Say once what slows a training down or unbalances it: no bf16, or GPUs of several kinds in one machine."""
+    if not torch.cuda.is_available():
+        return
+    kinds = sorted({torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())})
+    if len(kinds) > 1:
+        warnings.warn(
+            f"this machine has GPUs of several kinds ({', '.join(kinds)}): every step waits for the slowest. Choose equal "
+            "ones with CUDA_VISIBLE_DEVICES=...",
+            stacklevel=2,
+        )
+    if not torch.cuda.is_bf16_supported():
+        warnings.warn(f"{kinds[0]} does not compute in bf16: training runs in fp32, several times slower", stacklevel=2)
+
+
+def compile_blocks(*networks: nn.Module) -> None:
+    """Compile the blocks of networks in place: their shapes are fixed, the head's are not; parameter names stay."""
+    for network in networks:
+        for block in getattr(network, "blocks", ()):
+            block.compile()
+
+
 class Trainer:
     """Trains one network.
 
@@ -119,8 +149,14 @@ class Trainer:
     ) -> None:
         from accelerate import Accelerator
 
+        check_hardware()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.accelerator = Accelerator(mixed_precision=mixed_precision(device), cpu=device.type == "cpu")
+        if config.batch % self.accelerator.num_processes:
+            raise UsageError(
+                f"training '{name}': a batch of {config.batch} windows does not divide over "
+                f"{self.accelerator.num_processes} processes; choose a number of processes that divides it"
+            )
         self.name, self.text, self.config, self.folder, self.report = name, text, config, folder, report
         self.ema = copy.deepcopy(network).to(self.accelerator.device).eval().requires_grad_(False)
         self.objective = make_objective(self.ema)
@@ -129,6 +165,10 @@ class Trainer:
         )
         prepared = self.accelerator.prepare(network, *optimizers)
         self.network: nn.Module = prepared[0]
+        self.meter = FlopMeter(self.plain, self.ema, *networks_in(self.objective))
+        self.peak = peak_flops(device)
+        if config.compile and device.type == "cuda":
+            compile_blocks(self.plain, self.ema, *networks_in(self.objective))
         self.optimizers: list[torch.optim.Optimizer] = list(prepared[1:])
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -173,7 +213,7 @@ class Trainer:
         replace_file(self.folder / STATE_FILE, lambda path: save_file(ready, str(path), metadata))
 
     def _recipe(self) -> str:
-        relevant = {k: v for k, v in vars(self.config).items() if k not in ("validate_every", "save_every_s")}
+        relevant = {k: v for k, v in vars(self.config).items() if k not in _NO_INFLUENCE}
         return json.dumps(
             {"config": relevant, "data": self.text.data_hash, "length": self.text.length},
             sort_keys=True,
@@ -222,30 +262,21 @@ class Trainer:
         """
         config = self.config
         last = min(config.steps, until or config.steps)
-        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        share = config.batch // processes
-        device = self.accelerator.device
         self.network.train()
         saved = reported = begun = time.monotonic()
-        before, counted = self.seconds, self.step
+        before, counted, operations = self.seconds, self.step, self.meter.total
         while self.step < last:
             number = self.step + 1
-            draws = Draws(config.seed, self.name if processes == 1 else f"{self.name}/{rank}", number, share, device)
-            with self.accelerator.autocast():
-                result = self.objective.loss(self.network, self.text.windows("train", draws), draws)
-            value = result.loss.item()
-            if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"training '{self.name}': the loss is {value} at step {number}; the last good state is kept"
-                )
-            self._update(result.loss, number)
+            value, shown = self._gradients(number)
+            self._update(number)
             self.step = number
             now = time.monotonic()
             self.seconds = before + now - begun
             if self.report and (now - reported > 5 or number == last):
                 rate = (number - counted) * config.batch * self.text.length / max(1e-9, now - reported)
-                self.report(Progress(self.name, number, config.steps, rate, {"loss": value, **result.shown}))
-                reported, counted = now, number
+                shown |= self._speed((self.meter.total - operations) / max(1e-9, now - reported))
+                self.report(Progress(self.name, number, config.steps, rate, {"loss": value, **shown}))
+                reported, counted, operations = now, number, self.meter.total
             if number % config.validate_every == 0 and number < config.steps:
                 self._validate()
             if now - saved > config.save_every_s:
@@ -260,14 +291,47 @@ class Trainer:
             self.ema, self.step, tokens, self.seconds, final["bound"], final["bound_error"], self.history
         )
 
-    def _update(self, loss: Tensor, number: int) -> None:
+    def _gradients(self, number: int) -> tuple[float, dict[str, float]]:
+        """Gradients of one step, in passes of at most `micro_batch` windows per process; the loss and what to show.
+
+        Rows are numbered over the whole step, so their draws do not depend on the number of processes or passes.
+        """
+        config = self.config
+        share = config.batch // self.accelerator.num_processes
+        first, value = self.accelerator.process_index * share, 0.0
+        shown: dict[str, float] = {}
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        size = min(config.micro_batch or share, share)
+        for begin in range(0, share, size):
+            rows = min(size, share - begin)
+            device = self.accelerator.device
+            draws = Draws(config.seed, self.name, number, rows, device, first + begin, config.batch)
+            last = begin + rows == share
+            with nullcontext() if last else self.accelerator.no_sync(self.network):
+                with self.accelerator.autocast():
+                    result = self.objective.loss(self.network, self.text.windows("train", draws), draws)
+                loss = result.loss.item()
+                if not math.isfinite(loss):
+                    raise FloatingPointError(
+                        f"training '{self.name}': the loss is {loss} at step {number}; the last good state is kept"
+                    )
+                value, shown = value + loss * rows / share, result.shown
+                self.accelerator.backward(result.loss if rows == share else result.loss * (rows / share))
+        return value, dict(shown)
+
+    def _speed(self, flops_per_s: float) -> dict[str, float]:
+        """Operations per second of this process and, where the peak is known, their share of it (MFU)."""
+        if self.peak is None:
+            return {"GFLOP/s": flops_per_s / 1e9}
+        return {"TFLOP/s": flops_per_s / 1e12, "MFU %": 100 * flops_per_s / self.peak}
+
+    def _update(self, number: int) -> None:
         config = self.config
         factor = learning_rate(number, config.steps, config.warmup, 1.0, config.final_lr)
         for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-        self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.network.parameters(), config.clip)
         for optimizer in self.optimizers:
             optimizer.step()
