@@ -170,7 +170,7 @@ def write_results(folder: RunFolder, summary: pd.DataFrame, notes: Sequence[str]
     from tsdfm_bench.results.tables import main_tables
 
     write_summary(folder.root, summary)
-    tables = main_tables(summary, notes=notes)
+    tables = main_tables(summary, notes=notes, root=folder.root)
     for i, table in enumerate(tables):
         name = "main" if len(tables) == 1 else f"main-{i + 1}"
         for format in TABLE_FORMATS:

@@ -26,7 +26,7 @@ _PUBLIC = {
     "style": "Label figure_metadata finish looks new_figure rows_used save_figure styled",
     "plots": "Drawing KINDS NothingToDraw draw",
     "flags": "FLAGS Flag find_flags with_flags",
-    "tables": "LonePerplexity Table TableColumn TableRow Value main_table main_tables",
+    "tables": "LonePerplexity MixedColumn Table TableColumn TableRow Value main_table main_tables",
     "render": "FORMATS to_csv to_html to_json to_latex to_markdown to_rich",
     "schema": "COLUMNS SCHEMA_VERSION Column SchemaError empty from_rows read_summary row validate write_summary",
 }

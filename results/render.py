@@ -90,7 +90,7 @@ def to_rich(table: Table, width: int | None = None) -> RenderableType:
     styles = {"method": "", "reference": "italic", "not done": "dim"}
     for section, rows in _sections(table):
         for i, row in enumerate(rows):
-            cells = [Text(clean(row.text(column.key))) for column in columns]
+            cells = [Text(clean(row.text(c.key)), style="bold" if row.best(c.key) else "") for c in columns]
             grid.add_row(*cells, style=styles[section], end_section=i == len(rows) - 1)
     notes = list(table.footnotes)
     if left_out:
@@ -122,9 +122,9 @@ def to_markdown(table: Table) -> str:
     for section, rows in _sections(table):
         if section != "method":
             lines.append("| *" + _SECTIONS[section] + "* |" + " |" * (len(table.columns) - 1))
-        lines += [
-            "| " + " | ".join(escape_markdown(row.text(column.key)) for column in table.columns) + " |" for row in rows
-        ]
+        for row in rows:
+            texts = [(escape_markdown(row.text(column.key)), row.best(column.key)) for column in table.columns]
+            lines.append("| " + " | ".join(f"**{text}**" if best else text for text, best in texts) + " |")
     lines += ["", *(f"- {escape_markdown(note)}" for note in table.footnotes)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -169,7 +169,9 @@ def to_latex(table: Table) -> str:
         body.append(line([escape_latex(column.detail) for column in columns]))
     for _, rows in _sections(table):
         body.append(r"\midrule")
-        body += [line([escape_latex(row.text(column.key)) for column in columns]) for row in rows]
+        for row in rows:
+            texts = [(escape_latex(row.text(column.key)), row.best(column.key)) for column in columns]
+            body.append(line([rf"\textbf{{{text}}}" if best else text for text, best in texts]))
     body += [r"\bottomrule", r"\end{tabular}"]
     if table.footnotes:
         body += ["", r"\medskip", r"\begin{minipage}{\linewidth}\footnotesize"]
@@ -207,10 +209,12 @@ def to_json(table: Table) -> str:
     """Everything: columns, rows with text, value, low and high, footnotes."""
     rows = []
     for row in table.rows:
-        cells = {}
+        cells: dict[str, dict[str, Any]] = {}
         for column in table.columns:
             value = row.cells.get(column.key, Value())
             cells[column.key] = {"text": value.text, "value": value.value, "low": value.low, "high": value.high}
+            if value.best:
+                cells[column.key]["best"] = True
         rows.append({"section": row.section, "cells": cells})
     columns = [{"key": c.key, "title": c.title, "detail": c.detail, "role": c.role} for c in table.columns]
     content = {"title": table.title, "columns": columns, "rows": rows, "footnotes": table.footnotes}
@@ -220,16 +224,23 @@ def to_json(table: Table) -> str:
 def to_html(table: Table) -> str:
     """A `<table>` with its footnotes, to be placed in a page."""
 
-    def cells(tag: str, texts: list[str]) -> str:
-        styled = zip(table.columns, texts, strict=True)
-        return "".join(f'<{tag} style="text-align:{c.align}">{html.escape(clean(t))}</{tag}>' for c, t in styled)
+    def cells(tag: str, texts: list[str], best: list[bool] | None = None) -> str:
+        marked = best or [False] * len(texts)
+        shown = [
+            f"<strong>{html.escape(clean(t))}</strong>" if b else html.escape(clean(t))
+            for t, b in zip(texts, marked, strict=True)
+        ]
+        styled = zip(table.columns, shown, strict=True)
+        return "".join(f'<{tag} style="text-align:{c.align}">{text}</{tag}>' for c, text in styled)
 
     keys = table.keys()
     lines = [f"<table><caption>{html.escape(clean(table.title))}</caption>"]
     lines.append(f"<thead><tr>{cells('th', [column.heading for column in table.columns])}</tr></thead>")
     for section, rows in _sections(table):
         lines.append(f'<tbody class="{section.replace(" ", "-")}">')
-        lines += [f"<tr>{cells('td', [row.text(key) for key in keys])}</tr>" for row in rows]
+        for row in rows:
+            best = [row.best(key) for key in keys]
+            lines.append(f"<tr>{cells('td', [row.text(key) for key in keys], best)}</tr>")
         lines.append("</tbody>")
     lines.append("</table>")
     if table.footnotes:

@@ -16,6 +16,10 @@ class LonePerplexity(ValueError):
     """A perplexity without an entropy beside it."""
 
 
+class MixedColumn(ValueError):
+    """Numbers of different conventions or scorers under one heading."""
+
+
 @dataclass(frozen=True)
 class TableColumn:
     """One column.
@@ -46,12 +50,13 @@ class TableColumn:
 
 @dataclass(frozen=True)
 class Value:
-    """One cell of a table: what is printed, and the number and interval behind it."""
+    """One cell of a table: what is printed, the number and interval behind it, whether it is the column's best."""
 
     text: str = ""
     value: float | int | str | None = None
     low: float | None = None
     high: float | None = None
+    best: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,10 @@ class TableRow:
     def text(self, key: str) -> str:
         """What is printed in a column."""
         return self.cells.get(key, Value()).text
+
+    def best(self, key: str) -> bool:
+        """Whether it is to be printed in bold."""
+        return self.cells.get(key, Value()).best
 
 
 @dataclass(frozen=True)

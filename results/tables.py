@@ -9,28 +9,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tsdfm_bench.results.flags import FLAGS, GROUP, find_flags
+from tsdfm_bench.results.best import best_cell, competitors
+from tsdfm_bench.results.flags import FLAGS, GROUP, Flag, find_flags
 from tsdfm_bench.results.numbers import MISSING, plain, whole, with_interval
+from tsdfm_bench.results.replicates import Replicates
 from tsdfm_bench.results.rows import CellRows, cells_of, finite, pick
-from tsdfm_bench.results.table_model import LonePerplexity, Section, Table, TableColumn, TableRow, Value
+from tsdfm_bench.results.table_model import LonePerplexity, MixedColumn, Section, Table, TableColumn, TableRow, Value
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LonePerplexity", "Table", "TableColumn", "TableRow", "Value", "main_table", "main_tables"]
+__all__ = ["LonePerplexity", "MixedColumn", "Table", "TableColumn", "TableRow", "Value", "main_table", "main_tables"]
+
+BOLD = (
+    "Bold: the best generator of the column, where it can be told apart from every other one (Holm over the column, "
+    "p < 0.05); rows whose entropy or repetition has collapsed, or that a canary beats, do not compete."
+)
 
 # ----------------------------------------------------------------------------------------------------- choice
 
 
-def main_tables(summary: pd.DataFrame, *, notes: Sequence[str] = ()) -> list[Table]:
+def main_tables(summary: pd.DataFrame, *, notes: Sequence[str] = (), root: str | Path | None = None) -> list[Table]:
     """One main table per task, length and prefix, in the order of the summary; see `main_table`."""
-    return [_build(part, notes) for part in _groups(summary)]
+    replicates = Replicates(summary, root)
+    return [_build(part, notes, replicates) for part in _groups(summary)]
 
 
 def main_table(
-    summary: pd.DataFrame, *, task: str | None = None, length: int | None = None, notes: Sequence[str] = ()
+    summary: pd.DataFrame,
+    *,
+    task: str | None = None,
+    length: int | None = None,
+    notes: Sequence[str] = (),
+    root: str | Path | None = None,
 ) -> Table:
     """The main table of one task and length.
 
@@ -38,8 +53,10 @@ def main_table(
         summary: see `tsdfm_bench.results.schema`.
         task, length: which, if the summary holds several.
         notes: further footnotes (a scorer that could not be fetched, for example).
+        root: the run folder, whose per-sequence columns say which rows can be told apart; None: intervals do.
 
     Raises:
+        MixedColumn: rows of one column were scored or counted in different ways.
         ValueError: the summary holds no row, or rows of several tasks or lengths, that fit.
     """
     if task is not None:
@@ -52,7 +69,7 @@ def main_table(
     if len(parts) > 1:
         names = ", ".join(_name(part.iloc[0]) for part in parts)
         raise ValueError(f"rows of different tasks or lengths cannot share a table: choose one of {names}")
-    return _build(parts[0], notes)
+    return _build(parts[0], notes, Replicates(summary, root))
 
 
 def _groups(summary: pd.DataFrame) -> list[pd.DataFrame]:
@@ -81,13 +98,16 @@ def _null(value: Any) -> bool:
 # ------------------------------------------------------------------------------------------------------ build
 
 
-def _build(summary: pd.DataFrame, notes: Sequence[str]) -> Table:
+def _build(summary: pd.DataFrame, notes: Sequence[str], replicates: Replicates) -> Table:
     cells = cells_of(summary)
     methods = [c for c in cells if c.first["state"] == "done" and c.first["kind"] == "method"]
     references = [c for c in cells if c.first["state"] == "done" and c.first["kind"] == "reference"]
     undone = [c for c in cells if c.first["state"] != "done"]
     builder = _Builder(methods, references)
-    letters, flag_notes = _flag_letters(summary, methods, references)
+    builder.check()
+    flags = find_flags(summary)
+    letters, flag_notes = _flag_letters(flags, methods, references)
+    best = builder.best([(flag.cell, flag.code, flag.scorer) for flag in flags], replicates)
     numbers, reasons = _reasons(undone)
     sections: tuple[tuple[Section, list[CellRows]], ...] = (
         ("method", methods),
@@ -100,9 +120,12 @@ def _build(summary: pd.DataFrame, notes: Sequence[str]) -> Table:
             values = builder.values(cell) if section != "not done" else builder.identity(cell)
             marks = letters.get(cell.id, "") if section != "not done" else f"{cell.first['state']} {numbers[cell.id]}"
             values["flags"] = Value(marks, marks)
+            for key in best.get(cell.id, ()):
+                values[key] = replace(values[key], best=True)
             rows.append(TableRow(section, values))
     columns = [*builder.columns, TableColumn("flags", "flags", align="left")]
-    footnotes = [*flag_notes, *reasons, *notes, *builder.gaps(notes), *builder.definitions()]
+    bold = [BOLD] if best else []
+    footnotes = [*flag_notes, *reasons, *notes, *builder.gaps(notes), *bold, *builder.definitions()]
     return Table(_name(summary.iloc[0]), columns, rows, footnotes)
 
 
@@ -221,6 +244,42 @@ class _Builder:
             values[column.key] = Value(MISSING) if found is None else _measured(found, column.role)
         return values
 
+    def check(self) -> None:
+        """Refuse a column whose numbers were scored or counted in different ways.
+
+        Raises:
+            MixedColumn: with the two ways, and the rows that need another table.
+        """
+        for column, metric, scorer in self.measured:
+            if not scorer or column.role == "mauve":  # these tell of n and of the other side, which may differ
+                continue
+            rows = [(cell, row) for cell in self.done if (row := cell.of(metric, scorer)) is not None]
+            for name, what in (("scorer_revision", "weights"), ("scorer_dtype", "arithmetic"), ("definition", "way")):
+                ways: dict[str, list[str]] = {}
+                for cell, row in rows:
+                    ways.setdefault(row[name], []).append(cell.first["label"] or cell.first["method"])
+                if len(ways) > 1:
+                    (one, first), (two, second), *_ = ways.items()
+                    raise MixedColumn(
+                        f"{column.heading} mixes numbers that were scored in a different {what}: {', '.join(first)} "
+                        f"({one}) and {', '.join(second)} ({two}). Score all rows with one scorer and convention "
+                        "(tsdfm-bench run with the same --scorers), or print them as separate tables."
+                    )
+
+    def best(self, flags: Sequence[tuple[str, str, str]], replicates: Replicates) -> dict[str, list[str]]:
+        """Cell -> keys of the columns in which it is the best generator, and separable from all others."""
+        found: dict[str, list[str]] = {}
+        for column, metric, scorer in self.measured:
+            if column.role not in ("perplexity", "bits per byte"):
+                continue
+            cells = competitors(
+                (cell for cell in self.methods if cell.of(pick(self.metrics, "entropy"))), flags, scorer
+            )
+            cell = best_cell(cells, metric, scorer, replicates)
+            if cell is not None:
+                found.setdefault(cell, []).append(column.key)
+        return found
+
     def definitions(self) -> list[str]:
         """Footnotes: what each number is, then what all rows share."""
         notes = []
@@ -326,11 +385,11 @@ def _calls_text(cell: CellRows) -> str:
 
 
 def _flag_letters(
-    summary: pd.DataFrame, methods: list[CellRows], references: list[CellRows]
+    flags: Sequence[Flag], methods: list[CellRows], references: list[CellRows]
 ) -> tuple[dict[str, str], list[str]]:
     """Letters per cell and their footnotes; a flag that every method row carries is said once, without letters."""
     raised: dict[tuple[str, str], set[str]] = {}  # (code, scorer) -> cells
-    for flag in find_flags(summary):
+    for flag in flags:
         raised.setdefault((flag.code, flag.scorer), set()).add(flag.cell)
     shown = {cell.id for cell in [*methods, *references]}
     order = sorted((key for key in raised if raised[key] & shown), key=lambda key: (list(FLAGS).index(key[0]), key[1]))

@@ -25,7 +25,7 @@ def table_command(folder: Path | None, format: str) -> int:
     """
     from tsdfm_bench.results.render import FORMATS, render, to_rich
     from tsdfm_bench.results.schema import SchemaError, read_summary
-    from tsdfm_bench.results.tables import main_tables
+    from tsdfm_bench.results.tables import MixedColumn, main_tables
 
     format = {"md": "markdown", "tex": "latex"}.get(format, format)
     if format != "rich" and format not in FORMATS:
@@ -35,7 +35,10 @@ def table_command(folder: Path | None, format: str) -> int:
         summary = read_summary(path)
     except SchemaError as error:
         raise StorageError(str(error)) from error
-    tables: list[Table] = main_tables(summary, notes=missing_scorers(summary))
+    try:
+        tables: list[Table] = main_tables(summary, notes=missing_scorers(summary), root=path if path.is_dir() else None)
+    except MixedColumn as error:
+        raise StorageError(str(error)) from error
     if format == "rich":
         console = stdout_console()
         for table in tables:
