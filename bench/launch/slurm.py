@@ -24,7 +24,7 @@ from tsdfm_bench.launch.slurm_jobs import ARRAY_AT_MOST, Record, adopt, job_name
 from tsdfm_bench.launch.slurm_queue import HELD, SlurmError, Task, array_limit, available, cancel, tasks
 from tsdfm_bench.launch.slurm_settings import SlurmSettings, slurm_settings
 from tsdfm_bench.launch.work import Launch, Piece, Work, launches, result_path
-from tsdfm_bench.results.files import StoreError, read_json
+from tsdfm_bench.results.files import StoreError, canonical_json, read_json
 
 if TYPE_CHECKING:
     from tsdfm_bench.console import Phase, Reporter
@@ -345,8 +345,8 @@ class Dispatcher:
             makers[key] = [queue.known[token] for token in tokens]
         count, jobs = 0, 0
         for stage in ("sample", "score"):
-            for (kind, name, after), some in self._groups([p for p in parts if p.stage == stage], makers).items():
-                parameters = self.settings.of(kind, name)
+            for (_, after), some in self._groups([p for p in parts if p.stage == stage], makers).items():
+                parameters = self.settings.of(some[0].kind, some[0].name)
                 works = self.parts.works(some, parameters, count)
                 count += len(works)
                 paths = launch.write([work for work, _ in works])
@@ -365,20 +365,23 @@ class Dispatcher:
                         self.tried[key] = (tries + 1, progress)
         reporter.note(f"Submitted {jobs} job{'s' * (jobs != 1)} to Slurm as {self.name}.")
 
-    @staticmethod
     def _groups(
-        parts: Iterable[Part], makers: Mapping[str, Sequence[Record]]
-    ) -> dict[tuple[str, str, tuple[str, ...]], list[Part]]:
+        self, parts: Iterable[Part], makers: Mapping[str, Sequence[Record]]
+    ) -> dict[tuple[str, tuple[str, ...]], list[Part]]:
         """Parts by their parameters and by the submissions that they have to wait for."""
-        groups: dict[tuple[str, str, tuple[str, ...]], list[Part]] = {}
         of_cell: dict[str, set[str]] = {}
         for key, found in makers.items():
             for record in found:
                 if record.stage == "sample":
                     of_cell.setdefault(cell_of(key), set()).add(record.token)
+        asked: dict[tuple[str, str], str] = {}
+        groups: dict[tuple[str, tuple[str, ...]], list[Part]] = {}
         for part in parts:
+            who = (part.kind, part.name)
+            if who not in asked:
+                asked[who] = canonical_json(self.settings.of(*who))
             after = sorted(of_cell.get(cell_of(part.key), ())) if part.stage == "score" else ()
-            groups.setdefault((part.kind, part.name, tuple(after)), []).append(part)
+            groups.setdefault((asked[who], tuple(after)), []).append(part)
         return groups
 
     @staticmethod

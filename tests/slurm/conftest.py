@@ -19,7 +19,7 @@ import pytest
 HERE = Path(__file__).parent
 START, STOP = HERE / "start-local-slurm.sh", HERE / "stop-local-slurm.sh"
 CPUS = 8  # announced, not real: Slurm only counts them
-LARGEST_ARRAY = 7
+LARGEST_ARRAY = 4
 
 
 @dataclass(frozen=True)
