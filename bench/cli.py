@@ -516,11 +516,18 @@ def train(
         Optional[int],  # noqa: UP045
         typer.Option("--threads", metavar="N", help="CPU threads (default: all available).", min=1),
     ] = None,
+    task: Annotated[
+        Text, typer.Option("--task", metavar="NAME", help="Another text, e.g. text:FOLDER (default: the recipe's).")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count parameters and make one step of each stage on random tokens.")
+    ] = False,
+    json: Json = False,
 ) -> None:
     """Train the networks of a scale in dependency order; a stopped training goes on where it was."""
     from tsdfm_bench.commands.train import train_command
 
-    _leave(lambda: train_command(scale, only, out, minutes, threads))
+    _leave(lambda: train_command(scale, only, out, minutes, threads, task, dry_run, json))
 
 
 @app.command()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsdfm_bench.commands.folders import RUNS
 from tsdfm_bench.console import Phase, Reporter
+from tsdfm_bench.errors import UsageError
 from tsdfm_bench.provenance import available_threads, command_line
 from tsdfm_bench.registry import Registry
 from tsdfm_bench.spec import parse_spec, split_list
@@ -25,8 +28,19 @@ class _TimeIsUp(Exception):
     """The minutes are over."""
 
 
-def train_command(scale: str, only: str | None, out: Path | None, minutes: float | None, threads: int | None) -> int:
+def train_command(
+    scale: str,
+    only: str | None,
+    out: Path | None,
+    minutes: float | None,
+    threads: int | None,
+    task: str | None = None,
+    dry_run: bool = False,
+    as_json: bool = False,
+) -> int:
     """Train the networks of a scale.
+
+    Started by `accelerate launch` or torchrun it trains on all their processes; the first one reports.
 
     Args:
         scale: name of a recipe, or a TOML file.
@@ -34,6 +48,9 @@ def train_command(scale: str, only: str | None, out: Path | None, minutes: float
         out: folder of the checkpoints.
         minutes: stop after this time.
         threads: CPU threads; None = all available.
+        task: another text than the recipe's.
+        dry_run: train nothing, rehearse.
+        as_json: print the rehearsal as JSON.
 
     Returns:
         the exit code; 0 also if the minutes were over before the end.
@@ -48,12 +65,34 @@ def train_command(scale: str, only: str | None, out: Path | None, minutes: float
     recipe = load_recipe(scale)
     stages = split_list(only) if only else None
     recipe.select(stages)  # a wrong name is an error before the text is read
+    processes, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    if minutes is not None and processes > 1:
+        raise UsageError("--minutes is for one process; on several, the scheduler's time limit ends a training")
+    if as_json and not dry_run:
+        raise UsageError("--json belongs to --dry-run; a training's record is history.json beside its weights")
+    if task is not None:
+        recipe = recipe.model_copy(update={"task": task})
+        if dry_run:
+            info = load_task(parse_spec(task), Registry()).info
+            recipe = recipe.model_copy(update={"vocab_size": info.vocab_size, "length": info.length})
+    if dry_run:
+        from tsdfm_bench.commands.rehearse import rehearse_command
+
+        return rehearse_command(recipe, stages, as_json)
     if minutes is not None:  # little is lost when the time is over
         recipe = recipe.model_copy(update={"training": {**recipe.training, "save_every_s": SAVE_EVERY_S}})
     folder = out or RUNS / f"train-{Path(scale).stem}"
-    text = training_text(load_task(parse_spec(recipe.task), Registry()))
+    with _first_alone(processes):
+        text = training_text(load_task(parse_spec(recipe.task), Registry()))
+    if task is None and recipe.vocab_size not in (0, text.vocab_size):
+        raise UsageError(
+            f"recipe '{recipe.scale}' is for {recipe.vocab_size:,} tokens, its task has {text.vocab_size:,}; name the text "
+            "with --task if that is meant"
+        )
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     display = _Display(reporter, deadline)
+    if rank:
+        display.report = display.announce = lambda _: None  # type: ignore[method-assign,assignment]
     try:
         train_recipe(recipe, text, folder, stages, display.report, display.announce)
     except _TimeIsUp:
@@ -71,6 +110,19 @@ def train_command(scale: str, only: str | None, out: Path | None, minutes: float
     display.close()
     reporter.note(f"Trained networks: {folder}. Use them: tsdfm-bench run --checkpoint {folder}")
     return 0
+
+
+@contextmanager
+def _first_alone(processes: int) -> Iterator[None]:
+    """Let the first of several processes fill the caches before the others read them."""
+    if processes == 1:
+        yield
+        return
+    import torch
+    from accelerate import PartialState
+
+    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
+        yield
 
 
 class _Display:

@@ -41,6 +41,8 @@ def training_text(task: Task) -> TrainingText:
         info.length,
         info.tokenizer,
         streams.data_hash,
+        end_of_text=streams.end_of_text,
+        block=streams.block,
     )
 
 
@@ -95,11 +97,14 @@ def train_stage(
     result = trainer.train()
     network = result.network
     assert isinstance(network, PretrainedNetwork)
-    about = about_weights(stage, recipe, text, result, folder)
-    network.save_pretrained(folder / stage.name, about, torch.bfloat16)
-    write_card(folder / stage.name)
-    (folder / stage.name / "history.json").write_text(json.dumps(result.history, indent=1) + "\n", encoding="utf-8")
-    shutil.rmtree(state, ignore_errors=True)
+    if trainer.accelerator.is_main_process:
+        about = about_weights(stage, recipe, text, result, folder)
+        network.save_pretrained(folder / stage.name, about, torch.bfloat16)
+        write_card(folder / stage.name)
+        history = json.dumps(result.history, indent=1) + "\n"
+        (folder / stage.name / "history.json").write_text(history, encoding="utf-8")
+        shutil.rmtree(state, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
     return folder / stage.name
 
 
