@@ -1,0 +1,205 @@
+"""What a recipe would train, and one optimiser step of every stage, without its text and on a CPU.
+
+Parameters are counted on networks without storage. Each stage is then built at full width with two blocks, on random
+tokens of the recipe's vocabulary, and makes one step with its own objective, so that a missing teacher, a wrong option
+or a loss that is not finite shows in a minute and not on a cluster. Later stages start from the earlier ones' networks,
+as in a training.
+
+Estimates, named as such: operations by formula (`flops`), from the calls that the step made; memory per process
+
+    16 bytes x parameters (fp32 weights, gradients, two Adam moments) + 4 x (average and frozen networks)
+    + windows x length x (60 bytes x width x blocks + 12 bytes x outputs)           bf16 activations, logits in fp32
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tsdfm_bench.errors import UsageError
+from tsdfm_bench.methods.nets.causal import CausalConfig, CausalTransformer
+from tsdfm_bench.methods.nets.compass import Compass, CompassConfig
+from tsdfm_bench.methods.nets.dit import DiT, DiTConfig
+from tsdfm_bench.methods.nets.pretrained import PretrainedNetwork
+from tsdfm_bench.methods.train.build import COMPASS_SEES, build_network, build_objective, outputs_of
+from tsdfm_bench.methods.train.data import Draws, TrainingText
+from tsdfm_bench.methods.train.flops import FlopMeter, forward_flops, networks_in
+from tsdfm_bench.methods.train.recipe import Recipe, Stage
+
+BLOCKS, WINDOWS, LENGTH = 2, 2, 64
+STREAM_TOKENS = 4096
+ADAM_BYTES, FROZEN_BYTES = 16, 4
+ACTIVATION_BYTES, LOGIT_BYTES = 60, 12
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What one stage would be, and what its step did.
+
+    Args:
+        name, kind: of the stage.
+        parameters: of the network at full depth.
+        windows, length, steps: of its training.
+        tokens: windows x length x steps.
+        flops: operations of the whole training, estimated.
+        memory_bytes: of one process, estimated.
+        micro_batch: windows of one pass per process in that estimate.
+        loss: of the step; the reduced network's.
+        seconds: the step took.
+    """
+
+    name: str
+    kind: str
+    parameters: int
+    windows: int
+    length: int
+    steps: int
+    tokens: int
+    flops: float
+    memory_bytes: int
+    micro_batch: int
+    loss: float
+    seconds: float
+
+
+def full_network(stage: Stage, recipe: Recipe, vocab_size: int, length: int) -> PretrainedNetwork:
+    """The stage's network without storage (device "meta"): for counting."""
+    net = recipe.network
+    size = {"width": net.width, "blocks": net.blocks, "heads": net.heads, "dropout": net.dropout}
+    with torch.device("meta"):
+        if stage.kind == "ar":
+            return CausalTransformer(CausalConfig(vocab_size, length, **size))
+        outputs = outputs_of(stage, vocab_size)
+        size |= {"condition": net.condition, "time_scale": net.time_scale}
+        if stage.kind == "compass":
+            size["blocks"] = stage.blocks
+            sees = {key: bool(stage.options.get(key)) for key in COMPASS_SEES}
+            return Compass(CompassConfig(vocab_size, outputs, length, **size, **sees))
+        aware = stage.kind in ("fsdfm", "tsdfm")
+        return DiT(DiTConfig(vocab_size, outputs, length, step_aware=aware, fuser_init=net.fuser_init, **size))
+
+
+def parameter_count(stage: Stage, recipe: Recipe, vocab_size: int, length: int) -> int:
+    """Trainable parameters of the stage's network at full size."""
+    return sum(parameter.numel() for parameter in full_network(stage, recipe, vocab_size, length).parameters())
+
+
+def rehearse(recipe: Recipe, only: list[str] | None = None, done: Callable[[Rehearsal], None] | None = None) -> None:
+    """Rehearse every stage in order, and the stages they need.
+
+    Args:
+        recipe: states `vocab_size` and `length`.
+        only: report these stages; None = all.
+        done: called after each stage.
+
+    Raises:
+        UsageError: the recipe does not state its vocabulary and length.
+        FloatingPointError: a loss is not finite.
+    """
+    if not recipe.vocab_size or not recipe.length:
+        raise UsageError(f"recipe '{recipe.scale}' cannot be rehearsed: it does not state vocab_size and length")
+    asked = [stage.name for stage in recipe.select(only)]
+    reduced = _reduced(recipe)
+    stream = np.random.default_rng(0).integers(0, recipe.vocab_size, STREAM_TOKENS)
+    length = min(LENGTH, recipe.length)
+    text = TrainingText(
+        "rehearsal", {"train": stream, "validation": stream}, recipe.vocab_size, length, "none", "sha256:none"
+    )
+    needed = _with_needs(recipe, asked)
+    lends = {name for stage in recipe.stage if stage.name in needed for name in stage.needs}
+    with tempfile.TemporaryDirectory(prefix="tsdfm-bench-rehearsal-") as folder:
+        for full, small in zip(recipe.stage, reduced.stage, strict=True):
+            if full.name not in needed:
+                continue
+            result = _one_step(full, small, recipe, reduced, text, Path(folder), full.name in lends)
+            if done is not None and full.name in asked:
+                done(result)
+
+
+def _with_needs(recipe: Recipe, names: list[str]) -> set[str]:
+    needed = set(names)
+    for stage in reversed(recipe.stage):
+        if stage.name in needed:
+            needed |= set(stage.needs)
+    return needed
+
+
+def _reduced(recipe: Recipe) -> Recipe:
+    blocks = min(BLOCKS, recipe.network.blocks)
+    stages = [stage.model_copy(update={"blocks": min(stage.blocks, blocks)}) for stage in recipe.stage]
+    network = recipe.network.model_copy(update={"blocks": blocks, "dropout": 0.0})
+    return recipe.model_copy(update={"network": network, "stage": stages})
+
+
+def _one_step(
+    full: Stage, small: Stage, recipe: Recipe, reduced: Recipe, text: TrainingText, folder: Path, lends: bool
+) -> Rehearsal:
+    training = recipe.training_of(full)
+    begun = time.monotonic()
+    network = build_network(small, reduced, text, folder)
+    average = copy.deepcopy(network).eval().requires_grad_(False)
+    objective = build_objective(small, reduced, text, folder, "cpu")(average)
+    others = [net for net in networks_in(objective) if net is not network]
+    meters = {id(net): FlopMeter(net) for net in [network, *others]}
+    optimizer = torch.optim.AdamW(network.parameters(), training.lr)
+    draws = Draws(training.seed, f"rehearsal/{full.name}", 1, WINDOWS)
+    loss = objective.loss(network.train(), text.windows("train", draws), draws).loss
+    if not math.isfinite(loss.item()):
+        raise FloatingPointError(f"stage '{full.name}': the loss of the first step is {loss.item()}")
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    seconds = time.monotonic() - begun
+    if lends:
+        network.save_pretrained(folder / full.name, {"method": full.kind, "source": full.source}, torch.bfloat16)
+    whole = full_network(full, recipe, text.vocab_size, recipe.length)
+    flops = 0.0
+    for net in {id(net): net for net in [network, *others]}.values():
+        passes = meters[id(net)].total / forward_flops(net, WINDOWS, text.length)
+        at_full = whole if net is network or net is average else _at_full(net, recipe)
+        flops += passes * forward_flops(at_full, training.batch, recipe.length) * training.steps
+    parameters = sum(p.numel() for p in whole.parameters())
+    frozen = {id(net): net for net in others if net is not average}.values()
+    micro = min(training.micro_batch or training.batch, training.batch)
+    outputs = getattr(whole.config, "outputs", whole.config.vocab_size) if full.kind != "compass" else 1
+    memory = ADAM_BYTES * parameters + FROZEN_BYTES * (
+        parameters + sum(_parameters(_at_full(n, recipe)) for n in frozen)
+    )
+    per_token = ACTIVATION_BYTES * whole.config.width * whole.config.blocks + LOGIT_BYTES * outputs
+    return Rehearsal(
+        full.name,
+        full.kind,
+        parameters,
+        training.batch,
+        recipe.length,
+        training.steps,
+        training.batch * recipe.length * training.steps,
+        flops,
+        memory + micro * recipe.length * per_token,
+        micro,
+        loss.item(),
+        seconds,
+    )
+
+
+def _at_full(net: torch.nn.Module, recipe: Recipe) -> PretrainedNetwork:
+    """A reduced frozen network at the depth it has in a training, without storage."""
+    config = net.config
+    blocks = recipe.network.blocks
+    if isinstance(net, Compass):
+        blocks = max((stage.blocks for stage in recipe.stage if stage.kind == "compass"), default=blocks)
+    settings = {**vars(config), "blocks": blocks, "length": recipe.length}
+    with torch.device("meta"):
+        whole: PretrainedNetwork = type(net)(type(config)(**settings))
+    return whole
+
+
+def _parameters(net: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
