@@ -43,6 +43,8 @@ class MethodInfo:
         uses_steps: False for methods without a step count (autoregressive, file): one cell, steps = None.
         options: option name -> allowed values, or a one-line description; shown by `tsdfm-bench methods NAME`.
         api_version: version of this contract the method was written for.
+        argument: what follows the colon in NAME:ARGUMENT, in words; "" = it takes none. `load` gets it as `name`.
+        stored: the samples were made before: sequence i is always the same one, whatever the seed and settings.
     """
 
     name: str
@@ -54,6 +56,8 @@ class MethodInfo:
     uses_steps: bool = True
     options: Mapping[str, tuple[str, ...] | str] = field(default_factory=dict)
     api_version: int = API_VERSION
+    argument: str = ""
+    stored: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,11 +106,15 @@ class SampleBatch:
         lengths: (batch,) int64, how many leading tokens of each row count.
         trace: (batch, recorded_steps, length) integer tokens after each recorded step (a mask id may appear here),
             or None.
+        texts: one text per row, for a method whose samples are texts and not the task's ids; scorers read them as they
+            are, the harness encodes them for measures on tokens, and `tokens` and `lengths` are not read (but their
+            shapes are). Texts longer than the run's length are cut to it. None = the tokens are the sample.
     """
 
     tokens: Tensor
     lengths: Tensor
     trace: Tensor | None = None
+    texts: tuple[str, ...] | None = None
 
 
 @runtime_checkable
@@ -177,6 +185,14 @@ class FromOracleHook(Protocol):
                 training: (states, times, origins) -> token energies, the exact NLL of noised states.)
             params, device: as for `load`.
         """
+        ...
+
+
+class StoredHook(Protocol):
+    """Optional classmethod of a method with `MethodInfo.stored`."""
+
+    def stored_sequences(self, params: Mapping[str, object]) -> int:
+        """How many samples there are; a run that asks for more is skipped with that reason."""
         ...
 
 

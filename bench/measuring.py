@@ -33,6 +33,7 @@ from tsdfm_bench.results.files import json_hash, read_json, write_json
 from tsdfm_bench.results.resampling import intervals
 from tsdfm_bench.results.store import CorruptFile, RunFolder
 from tsdfm_bench.scoring import Judge, head, read_tokens, stored_scores
+from tsdfm_bench.texts import texts_of
 
 if TYPE_CHECKING:
     from tsdfm_bench.api import Task
@@ -239,6 +240,8 @@ class Measurer:
         return same_scorer(judge.info) if judge.info is not None else "unknown"
 
     def _cost(self, cell: Cell) -> CostRecord | None:
+        if cell.kind == "method" and cell.draw is None:  # samples made elsewhere: reading them is not what they cost
+            return None
         costs = read_costs(self.folder, cell.id, self._damaged)
         return total(costs.values(), self.batch_size)
 
@@ -345,7 +348,7 @@ class Measurer:
         return CellData(
             tokens=tokens,
             lengths=lengths,
-            texts=self.task.decode(tokens, lengths),
+            texts=texts_of(samples, self.task)[:n],
             vocab_size=self.task.info.vocab_size,
             scores=scores,
             scorer_info=infos,

@@ -52,6 +52,7 @@ class Cell:
         top_p, top_p_rule: None = no nucleus.
         prefix: what is pinned, see `pinning`; "" = nothing.
         seed: root seed.
+        argument: what followed the colon of the name; where weights have a hash, it is not part of the identity.
     """
 
     kind: Literal["method", "reference"]
@@ -70,10 +71,14 @@ class Cell:
     draw: str | None = None
     prefix: str = ""
     seed: int = 0
+    argument: str = ""
 
     def identity(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        return asdict(self) | {"options": dict(self.options)}
+        fields = asdict(self) | {"options": dict(self.options)}
+        if not self.argument or self.weights != "none":
+            del fields["argument"]
+        return fields
 
     @property
     def id(self) -> str:
@@ -85,7 +90,7 @@ class Cell:
         """Method and options, as shown in tables."""
         if self.hidden:
             return f"{self.method} ({OTHER_HALF})"
-        return str(Spec(self.method, options=self.options))
+        return str(Spec(self.method, self.argument, self.options))
 
     @property
     def hidden(self) -> bool:
@@ -249,8 +254,10 @@ def make_plan(config: SweepConfig, registry: Registry, task: TaskInfo, batch_siz
     cells: dict[str, PlannedCell] = {}
     rejected: dict[str, Rejected] = {}
     problems: list[BenchError] = []
+    shown = _shown_arguments(config.methods)
     for spec in config.methods:
-        found, refused, errors = _method_cells(spec, classes[str(spec)], config, task, base)
+        named = base | {"argument": shown.get(spec.argument, "")}
+        found, refused, errors = _method_cells(spec, classes[str(spec)], config, task, named)
         cells |= {planned.cell.id: planned for planned in found}
         rejected |= {row.cell.id: row for row in refused}
         problems += errors
@@ -280,6 +287,13 @@ def _class_of(spec: Spec, registry: Registry) -> Any:
         return error
 
 
+def _shown_arguments(specs: Iterable[Spec]) -> dict[str, str]:
+    """What follows the colon -> how tables call it: without a user's folders, unless two would be called the same."""
+    arguments = list(dict.fromkeys(spec.argument for spec in specs if spec.argument))
+    tidy = [tidy_path(argument) for argument in arguments]
+    return {full: short if tidy.count(short) == 1 else full for full, short in zip(arguments, tidy, strict=True)}
+
+
 def _check_sources(requested: Iterable[str], infos: Iterable[MethodInfo]) -> None:
     known = {*COMMON_SOURCES, *(source for info in infos for source in info.sources)}
     for source in requested:
@@ -298,6 +312,10 @@ def _method_cells(
         return [], [Rejected(bare, "failed", str(cls))], [cls]
     info: MethodInfo = cls.info
     _check_options(spec.name, options, info)
+    if spec.argument and not info.argument:
+        raise UsageError(
+            f"method '{spec.name}' takes nothing after a colon, asked for '{spec}'; options: NAME[key=value]"
+        )
     if reason := _wrong_vocabulary(info, task):
         return [], [Rejected(bare, "skipped", reason)], []
     sources, missing = _sources_of(info, config.sources)
@@ -322,16 +340,25 @@ def _method_cells(
             "source": source,
             "length": base["length"],
             **({"trust_pickle": True} if config.trust_pickle else {}),
+            **({"name": spec.argument} if spec.argument else {}),
         }
         try:
             identity = Identity(ORACLE, task.law) if checkpoint == ORACLE else identify(cls, params)
+            if reason := _too_few(cls, params, config.samples, str(spec)):
+                rejected.append(Rejected(replace(bare, source=source, weights=identity.weights), "skipped", reason))
+                continue
         except (Exception, SystemExit) as error:
+            if info.stored and isinstance(error, UsageError):  # a wrong line in a file of samples: told before any work
+                raise
             problem = error if isinstance(error, BenchError) else CheckpointError(f"{spec.name}: {one_line(error)}")
             problems.append(problem)
             rejected.append(Rejected(replace(bare, source=source), "failed", str(problem)))
             continue
         for steps, temperature, top_p, draw in product(
-            config.steps if info.uses_steps else [None], config.temperatures, config.top_p, config.draw
+            config.steps if info.uses_steps else [None],
+            [None] if info.stored else config.temperatures,
+            [None] if info.stored else config.top_p,
+            [None] if info.stored else config.draw,
         ):
             cell = replace(
                 bare,
@@ -354,6 +381,14 @@ def _check_options(name: str, options: Mapping[str, str], info: MethodInfo) -> N
         allowed = info.options[option]
         if isinstance(allowed, tuple) and value not in allowed:
             raise unknown_name(f"{option} of method {name}", value, allowed)
+
+
+def _too_few(cls: Any, params: Mapping[str, object], samples: int, name: str) -> str | None:
+    """Why a method with stored samples cannot serve so many, or None."""
+    if not cls.info.stored or not hasattr(cls, "stored_sequences"):
+        return None
+    count = int(cls.stored_sequences(params))
+    return f"{name} holds {count} samples, asked for {samples}: type --samples {count}" if samples > count else None
 
 
 def _no_oracle(cls: Any, task: TaskInfo) -> str | None:

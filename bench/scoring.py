@@ -47,6 +47,7 @@ from tsdfm_bench.results.store import (
     write_json,
     write_scores,
 )
+from tsdfm_bench.texts import pack, texts_of, unpack
 
 if TYPE_CHECKING:
     from tsdfm_bench.api import Scorer
@@ -163,7 +164,9 @@ def stored_scores(folder: RunFolder, judge: Judge, cell: str) -> tuple[ScoreBatc
 def read_tokens(folder: RunFolder, cell: str, batches: int) -> Samples:
     """All sequences of the first `batches` batches of a cell."""
     parts = [read_samples(folder.samples_path(cell, batch)) for batch in range(batches)]
-    return Samples(np.concatenate([p.tokens for p in parts]), np.concatenate([p.lengths for p in parts]), {})
+    texts = [unpack(part) for part in parts]
+    extra = pack([text for some in texts for text in some or ()]) if all(some is not None for some in texts) else {}
+    return Samples(np.concatenate([p.tokens for p in parts]), np.concatenate([p.lengths for p in parts]), extra)
 
 
 def unscored(cells: Sequence[Cell], judge: Judge, job: Job) -> list[tuple[Cell, int]]:
@@ -386,7 +389,7 @@ def _inputs(info: ScorerInfo, job: Job, samples: Samples) -> Sequence[Any]:
     if info.input == "ids":
         pairs = zip(samples.tokens, samples.lengths, strict=True)
         return [np.asarray(row[:length], dtype=np.int64) for row, length in pairs]
-    texts = job.task.decode(samples.tokens, samples.lengths)
+    texts = texts_of(samples, job.task)
     if len(texts) != job.batch_size:
         raise PluginError(f"the task decoded {job.batch_size} sequences into {len(texts)} texts")
     return texts

@@ -6,6 +6,7 @@ source, and for every source the default options and each named option value onc
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -207,12 +208,22 @@ class Subject:
             if reason is not None:
                 raise Refused(str(reason))
             with torch.no_grad():
-                return method.sample(request)
+                batch = method.sample(request)
+            return self._with_tokens(batch) if getattr(batch, "texts", None) is not None else batch
         except (Refused, KeyboardInterrupt):
             raise
         except BaseException as error:
             text = str(error) if isinstance(error, BenchError) else one_line(error)
             raise Broke(text) from error
+
+    def _with_tokens(self, batch: SampleBatch) -> SampleBatch:
+        """For a method that returns texts: bytes of their hashes as tokens, enough to tell texts apart."""
+        import torch
+
+        rows, length = batch.tokens.shape
+        marks = [hashlib.shake_128(text.encode()).digest(length) for text in batch.texts or ()]
+        tokens = torch.tensor([list(mark) for mark in marks], dtype=torch.int64).reshape(rows, length)
+        return replace(batch, tokens=tokens % self.vocab_size, lengths=torch.full((rows,), length))
 
     def maybe(self, request: SampleRequest) -> SampleBatch | None:
         """The same for requests that may be refused; what breaks here is reported by the check 'refusals'."""

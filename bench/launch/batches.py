@@ -27,6 +27,7 @@ from tsdfm_bench.launch.failures import memory_ran_out
 from tsdfm_bench.launch.work import SHARD_BATCHES
 from tsdfm_bench.meter import BatchCost, Meter
 from tsdfm_bench.results.store import CorruptFile, RunFolder, read_json, write_json, write_samples
+from tsdfm_bench.texts import encode, pack
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,11 +88,11 @@ def sample_batches(job: Job, cell: Cell, missing: list[int], phase: Phase, lease
     calls: float = expected_calls(cell)
     for done, batch in enumerate(missing):
         lease.tell(doing=cell.describe(), done=done, of=len(missing), job=job.name)
-        tokens, lengths, cost = _in_memory(job, cell, batch, ready, phase, calls)
+        tokens, lengths, texts, cost = _in_memory(job, cell, batch, ready, phase, calls)
         calls = next(iter(cost.calls.values()), calls)
         lease.check()
         _add_cost(job, cell, batch, cost)
-        _store(job, cell, batch, tokens, lengths)
+        _store(job, cell, batch, tokens, lengths, texts)
         phase.advance(batch_work(cell), job.batch_size)
     job.missing(cell)  # marks the cell as done if nothing is
 
@@ -113,9 +114,11 @@ def draw_reference(job: Job, cell: Cell, missing: list[int], phase: Phase, lease
     job.missing(cell)
 
 
-def _store(job: Job, cell: Cell, batch: int, tokens: np.ndarray, lengths: np.ndarray) -> None:
+def _store(
+    job: Job, cell: Cell, batch: int, tokens: np.ndarray, lengths: np.ndarray, texts: list[str] | None = None
+) -> None:
     with contextlib.suppress(FileExistsError):  # made by a process that was thought dead: the same bits
-        write_samples(job.folder.samples_path(cell.id, batch), tokens, lengths, exclusive=True)
+        write_samples(job.folder.samples_path(cell.id, batch), tokens, lengths, exclusive=True, **pack(texts))
 
 
 # ---------------------------------------------------------------------------------------------------- sampling
@@ -123,8 +126,8 @@ def _store(job: Job, cell: Cell, batch: int, tokens: np.ndarray, lengths: np.nda
 
 def _in_memory(
     job: Job, cell: Cell, batch: int, ready: Ready, phase: Phase, calls: float
-) -> tuple[np.ndarray, np.ndarray, BatchCost]:
-    """Tokens, lengths and cost of a batch, in as many pieces as memory asks for."""
+) -> tuple[np.ndarray, np.ndarray, list[str] | None, BatchCost]:
+    """Tokens, lengths, texts and cost of a batch, in as many pieces as memory asks for."""
     while True:
         try:
             return _pieces(job, cell, batch, ready, phase, calls)
@@ -140,12 +143,13 @@ def _in_memory(
 
 def _pieces(
     job: Job, cell: Cell, batch: int, ready: Ready, phase: Phase, calls: float
-) -> tuple[np.ndarray, np.ndarray, BatchCost]:
+) -> tuple[np.ndarray, np.ndarray, list[str] | None, BatchCost]:
     import numpy as np
     import torch
 
     rows: list[tuple[np.ndarray, np.ndarray]] = []
     costs: list[BatchCost] = []
+    texts: list[str] = []
     pieces = -(-job.batch_size // ready.rows)
     tick = _ticker(cell, phase, calls * pieces)
     for first in range(0, job.batch_size, ready.rows):
@@ -154,11 +158,13 @@ def _pieces(
         seed(request.streams.key + batch + (first << 32))
         with contained(), ready.meter.measure(size, tick) as cost, torch.no_grad():
             result = ready.method.sample(request)
+        result, given = encode(result, job.task, cell.length)
+        texts += given or []
         pinned = None if request.prefix is None or request.pinned is None else (request.prefix, request.pinned)
         rows.append(check_batch(result, (size, cell.length), job.task.info.vocab_size, pinned))
         costs.append(cost)
     tokens, lengths = (np.concatenate(arrays) for arrays in zip(*rows, strict=True))
-    return tokens, lengths, joined(costs)
+    return tokens, lengths, texts or None, joined(costs)
 
 
 def joined(costs: list[BatchCost]) -> BatchCost:
@@ -192,12 +198,11 @@ def request_of(
 
     start, rows = batch * job.batch_size + first, rows or job.batch_size
     pinned = pinned_tokens(cell, job.task, start, rows)
-    assert cell.temperature is not None
     return SampleRequest(
         streams=Streams.of(cell.seed, cell.id, rows, start, job.device),
         length=cell.length,
         steps=cell.steps if steps is None else steps,
-        temperature=cell.temperature,
+        temperature=1.0 if cell.temperature is None else cell.temperature,
         top_p=cell.top_p,
         top_p_rule="exclusive" if cell.top_p_rule == "exclusive" else "inclusive",
         source=cell.source,
