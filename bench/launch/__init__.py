@@ -65,6 +65,10 @@ class Detached(Exception):
     """The work was handed over and goes on without this process; the message says how to follow it."""
 
 
+class Cancelled(Detached):
+    """Somebody cancelled the work; what is finished is kept."""
+
+
 def find_launcher(settings: LauncherSettings) -> Launcher:
     """The launcher of a request; `UsageError` for an unknown name."""
     target = LAUNCHERS.get(settings.name)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsdfm_bench.errors import UsageError
-from tsdfm_bench.launch import Detached
+from tsdfm_bench.launch import Cancelled, Detached
 from tsdfm_bench.launch.leases import Lease, Leases
 from tsdfm_bench.launch.slurm_jobs import ARRAY_AT_MOST, Record, adopt, job_name, records, submit
 from tsdfm_bench.launch.slurm_queue import HELD, SlurmError, Task, array_limit, available, cancel, tasks
