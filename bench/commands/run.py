@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsdfm_bench.budget import parse_budget
+from tsdfm_bench.commands.live import noted
 from tsdfm_bench.config import make_config
 from tsdfm_bench.console import Reporter, stdout_console
 from tsdfm_bench.guard import stdout_to_stderr
-from tsdfm_bench.launch import Detached
+from tsdfm_bench.launch import Cancelled, Detached
 from tsdfm_bench.provenance import command_line
 from tsdfm_bench.summary import Outcome
 from tsdfm_bench.sweep import Result, Sweep, prepare
@@ -51,10 +52,11 @@ def run_command(
                 from tsdfm_bench.commands.plan import estimate_sweep, within_budget
 
                 sweep = within_budget(sweep, estimate_sweep(sweep, reporter), parse_budget(budget), trim)
-            result = run_sweep(sweep, reporter)
+            with noted(sweep.folder, config.launcher.name):
+                result = run_sweep(sweep, reporter)
         except Detached as left:
             reporter.note(str(left), style="cyan")
-            return 0
+            return INTERRUPTED if isinstance(left, Cancelled) else 0
         except KeyboardInterrupt:
             _interrupted(reporter, sweep)
             return INTERRUPTED
