@@ -372,11 +372,23 @@ def plan(
 
 
 @app.command()
-def status(folder: Folder = None, json: Json = False) -> None:
-    """Show how far each cell of a run folder is."""
+def status(
+    folder: Folder = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it until nothing goes on any more.")] = False,
+    json: Json = False,
+) -> None:
+    """Show how far each cell of a run folder is, and what goes on: files first, then Slurm's queue."""
     from tsdfm_bench.commands.status import status_command
 
-    _leave(lambda: status_command(folder, json))
+    _leave(lambda: status_command(folder, json, watch))
+
+
+@app.command()
+def cancel(folder: Folder = None, json: Json = False) -> None:
+    """End the jobs and processes of a run; what is finished is kept."""
+    from tsdfm_bench.commands.cancel import cancel_command
+
+    _leave(lambda: cancel_command(folder, json))
 
 
 @app.command()
