@@ -1,4 +1,4 @@
-"""What is going on with a run right now: launchers and workers by their files, and what Slurm adds when it can be asked.
+"""What is going on with a run right now: launchers and workers by their files, and what Slurm adds if it can be asked.
 
 Files come first: leases say who works on what, progress files how far they are. Slurm is asked once, and only if the
 run has jobs there; without an answer the rest is shown all the same.

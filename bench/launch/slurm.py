@@ -262,7 +262,7 @@ class Dispatcher:
     def _round(self, left: Sequence[Part], reporter: Reporter) -> Queue | None:
         """One look at the queue, and what is missing there submitted; None if Slurm does not answer."""
         if cancel_mark(self.folder).exists():
-            raise Detached(
+            raise Cancelled(
                 f"This run was cancelled with tsdfm-bench cancel; finished batches are in {self.folder.root}."
             )
         try:
