@@ -86,8 +86,8 @@ def train_command(
         text = training_text(load_task(parse_spec(recipe.task), Registry()))
     if task is None and recipe.vocab_size not in (0, text.vocab_size):
         raise UsageError(
-            f"recipe '{recipe.scale}' is for {recipe.vocab_size:,} tokens, its task has {text.vocab_size:,}; name the text "
-            "with --task if that is meant"
+            f"recipe '{recipe.scale}' is for {recipe.vocab_size:,} tokens, its task has {text.vocab_size:,}; name the "
+            "text with --task if that is meant"
         )
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     display = _Display(reporter, deadline)

@@ -19,7 +19,7 @@ from tsdfm_bench.errors import UsageError
 from tsdfm_bench.rng import Streams, derive_key
 
 
-ON_DEVICE_TOKENS = 1 << 28
+ON_DEVICE_TOKENS = 1 << 28  # larger streams are read from disk
 
 
 class Draws:

@@ -109,8 +109,8 @@ def check_hardware() -> None:
     kinds = sorted({torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())})
     if len(kinds) > 1:
         warnings.warn(
-            f"this machine has GPUs of several kinds ({', '.join(kinds)}): every step waits for the slowest. Choose equal "
-            "ones with CUDA_VISIBLE_DEVICES=...",
+            f"this machine has GPUs of several kinds ({', '.join(kinds)}): every step waits for the slowest. Choose "
+            "equal ones with CUDA_VISIBLE_DEVICES=...",
             stacklevel=2,
         )
     if not torch.cuda.is_bf16_supported():
