@@ -173,7 +173,8 @@ def with_live(report: CellReport, live: Live, folder: RunFolder) -> CellReport:
     if task is None:
         return report
     if not task.waiting:
-        return replace(report, state="running", reason=f"job {task.id} on {task.node or 'a node'}")
+        doing = "ends" if task.state == "COMPLETING" else f"on {task.node or 'a node'}"
+        return replace(report, state="running", reason=f"job {task.id} {doing}")
     return replace(report, state=waiting_state(task, report.completed > 0), reason=f"job {task.id}{_why(task)}")
 
 
@@ -186,8 +187,9 @@ def waiting_state(task: Task, begun: bool) -> str:
 def _why(task: Task) -> str:
     if task.reason.startswith(HELD):
         return f", held: scontrol release {task.job}"
-    start = f", expected {task.start.replace('T', ' ')}" if task.start and task.waiting else ""
-    return (f", {task.reason}" if task.reason else "") + start
+    start = f", expected {task.start.replace('T', ' ')}" if task.start else ""
+    usual = ("", "JobArrayTaskLimit", "Priority", "Resources", "BeginTime", "Dependency")
+    return ("" if task.reason in usual else f", {task.reason}") + start
 
 
 def _task(live: Live, cell: str, scorer: str = "") -> Task | None:
