@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 PEAK, SHARE = 989e12, 0.4  # bf16 operations per second of an H100 by its data sheet, and the share that is assumed
 NOTE = (
-    "loss: of one step at full width, two blocks and 64 random tokens. operations: of the whole training, by formula from "
+    "loss: of one step at full width, two blocks and random tokens. operations: of the whole training, by formula from "
     "the calls that the step made. memory: of one process with `pass` windows, by formula. H100 hours: operations at "
     f"{100 * SHARE:.0f} % of the data sheet's bf16 peak. These are estimates; nothing was measured on a GPU."
 )

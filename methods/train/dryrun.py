@@ -3,7 +3,7 @@
 Parameters are counted on networks without storage. Each stage is then built at full width with two blocks, on random
 tokens of the recipe's vocabulary, and makes one step with its own objective, so that a missing teacher, a wrong option
 or a loss that is not finite shows in a minute and not on a cluster. Later stages start from the earlier ones' networks,
-as in a training.
+as in a training. Maps that start at zero get small random values, or a student would agree with its teacher at once.
 
 Estimates, named as such: operations by formula (`flops`), from the calls that the step made; memory per process
 
@@ -34,7 +34,7 @@ from tsdfm_bench.methods.train.data import Draws, TrainingText
 from tsdfm_bench.methods.train.flops import FlopMeter, forward_flops, networks_in
 from tsdfm_bench.methods.train.recipe import Recipe, Stage
 
-BLOCKS, WINDOWS, LENGTH = 2, 2, 64
+BLOCKS, WINDOWS, LENGTH = 2, 8, 16
 STREAM_TOKENS = 4096
 ADAM_BYTES, FROZEN_BYTES = 16, 4
 ACTIVATION_BYTES, LOGIT_BYTES = 60, 12
@@ -145,6 +145,10 @@ def _one_step(
     training = recipe.training_of(full)
     begun = time.monotonic()
     network = build_network(small, reduced, text, folder)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.02)
     average = copy.deepcopy(network).eval().requires_grad_(False)
     objective = build_objective(small, reduced, text, folder, "cpu")(average)
     others = [net for net in networks_in(objective) if net is not network]

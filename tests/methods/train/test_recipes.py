@@ -1,0 +1,259 @@
+"""Recipes of the large scales: parameter counts, rehearsal, operations by formula, and steps split in parts."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from tsdfm_bench.errors import UsageError
+from tsdfm_bench.methods.nets.causal import CausalConfig, CausalTransformer
+from tsdfm_bench.methods.nets.compass import Compass, CompassConfig
+from tsdfm_bench.methods.nets.dit import DiT, DiTConfig
+from tsdfm_bench.methods.train import data as data_module
+from tsdfm_bench.methods.train.build import build_network
+from tsdfm_bench.methods.train.data import Draws, TrainingText
+from tsdfm_bench.methods.train.dryrun import full_network, parameter_count, rehearse
+from tsdfm_bench.methods.train.flops import FlopMeter, forward_flops, networks_in
+from tsdfm_bench.methods.train.objectives import ARObjective, MDLMObjective
+from tsdfm_bench.methods.train.recipe import Recipe, load_recipe
+from tsdfm_bench.methods.train.shaping import ShapingChooser, ShapingConfig
+from tsdfm_bench.methods.train.shortcut import ShortcutObjective
+from tsdfm_bench.methods.train.trainer import Trainer, TrainingConfig
+
+V, LENGTH = 23, 8
+
+
+@pytest.mark.parametrize(
+    ("stage", "parameters"),
+    [
+        ("dfm-uniform", 169_625_681),
+        ("dfm-mask", 169_627_218),
+        ("fsdfm-uniform", 170_168_529),
+        ("tsdfm-uniform", 170_168_529),
+        ("fsdfm-mask", 170_170_066),
+        ("tsdfm-mask", 170_170_066),
+        ("mdlm", 169_627_218),
+        ("sedd-mask", 169_627_218),
+        ("ar", 162_246_482 - 2 * 768 - 1),  # the published one has a row for a mask that it never uses
+    ],
+)
+def test_base_has_the_published_parameter_counts(stage, parameters):
+    recipe = load_recipe("base")
+    (chosen,) = recipe.select([stage])
+    assert parameter_count(chosen, recipe, recipe.vocab_size, recipe.length) == parameters
+
+
+def test_small_is_between_25_and_40_million():
+    recipe = load_recipe("small")
+    for stage in recipe.stage:
+        count = parameter_count(stage, recipe, recipe.vocab_size, recipe.length)
+        assert (10e6 if stage.kind == "compass" else 25e6) < count < 40e6
+
+
+def test_students_of_a_source_differ_by_shaping_alone():
+    for name in ("base", "small"):
+        recipe = load_recipe(name)
+        for source in ("uniform", "mask"):
+            plain, shaped = (recipe.select([f"{kind}-{source}"])[0] for kind in ("fsdfm", "tsdfm"))
+            assert recipe.training_of(plain) == recipe.training_of(shaped)
+            assert plain.options == shaped.options
+            assert plain.teacher == shaped.teacher
+
+
+def tiny(**changes) -> Recipe:
+    return load_recipe("base").model_copy(
+        update={
+            "vocab_size": V,
+            "length": LENGTH,
+            "network": load_recipe("base").network.model_copy(
+                update={"width": 16, "blocks": 3, "heads": 2, "condition": 8}
+            ),
+            **changes,
+        }
+    )
+
+
+def test_the_network_that_is_counted_is_the_one_that_is_trained(tmp_path):
+    stream = np.arange(400) % V
+    text = TrainingText("t", {"train": stream, "validation": stream}, V, LENGTH, "none", "sha256:0")
+    recipe = tiny()
+    recipe = recipe.model_copy(
+        update={"stage": [s.model_copy(update={"blocks": min(s.blocks, 2)}) for s in recipe.stage]}
+    )
+    for stage in recipe.stage:
+        network = build_network(stage, recipe, text, tmp_path)
+        if stage.kind == "dfm":
+            network.save_pretrained(tmp_path / stage.name)
+        counted = full_network(stage, recipe, V, LENGTH)
+        assert {k: v.shape for k, v in network.state_dict().items()} == {
+            k: v.shape for k, v in counted.state_dict().items()
+        }
+
+
+def test_a_rehearsal_makes_one_step_of_every_stage():
+    recipe = tiny()
+    results = []
+    rehearse(recipe, None, results.append)
+    assert [r.name for r in results] == [stage.name for stage in recipe.stage]
+    for result in results:
+        assert np.isfinite(result.loss)
+        assert result.loss > 0  # students do not agree with their teachers at the start
+        assert result.tokens == result.windows * LENGTH * result.steps
+        assert result.flops > 0
+    only = []
+    rehearse(recipe, ["tsdfm-mask"], only.append)  # what it needs is made, and not reported
+    assert [r.name for r in only] == ["tsdfm-mask"]
+
+
+def test_a_rehearsal_at_full_width():
+    results = []
+    rehearse(load_recipe("base"), ["ar"], results.append)
+    (result,) = results
+    assert result.loss == pytest.approx(np.log(50257), rel=0.1)  # nothing is learned yet
+    tokens = 512 * 1024 * 1_000_000
+    # six operations a parameter and token, and attention; the embedding is not multiplied
+    expected = 6 * (result.parameters - 50257 * 768) * tokens + 3 * 12 * 4 * 1024 * 768 * tokens
+    assert result.flops == pytest.approx(expected, rel=0.01)
+
+
+def test_a_recipe_without_vocabulary_cannot_be_rehearsed():
+    with pytest.raises(UsageError, match="does not state vocab_size and length"):
+        rehearse(tiny(vocab_size=0))
+
+
+def networks():
+    base = {"width": 16, "blocks": 3, "heads": 2, "condition": 8}
+    dit = DiTConfig(V, V + 1, LENGTH, **base)
+    aware = DiTConfig(V, V, LENGTH, **base, step_aware=True)
+    yield DiT(dit), (torch.rand(2),)
+    yield DiT(aware), (torch.rand(2), torch.rand(2))
+    yield Compass(CompassConfig(V, V, LENGTH, **base)), (torch.rand(2),)
+    yield Compass(CompassConfig(V, V, LENGTH, **base, see_origin=True)), (torch.rand(2), torch.zeros(2, 5).long())
+    yield CausalTransformer(CausalConfig(V, LENGTH, width=16, blocks=3, heads=2)), ()
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_operations_by_formula_are_those_torch_counts(index):
+    network, more = list(networks())[index]
+    tokens = torch.randint(0, V, (2, 5))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        network(tokens, *more)
+    assert counter.get_total_flops() == forward_flops(network, 2, 5)
+    meter = FlopMeter(network)
+    for parameter in network.parameters():  # zero maps would stop the gradient
+        torch.nn.init.normal_(parameter)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        network(tokens, *more).sum().backward()
+    # torch leaves out gradients nobody asks for: those of the sinusoids, and of what is multiplied by a constant
+    assert 0.9 * meter.total <= counter.get_total_flops() <= meter.total
+    meter.close()
+    network(tokens, *more)
+    assert meter.total == 3 * forward_flops(network, 2, 5)
+
+
+def test_operations_of_a_head_at_some_places():
+    network = DiT(DiTConfig(V, V + 1, LENGTH, width=16, blocks=1, heads=2, condition=8))
+    at = (torch.tensor([0, 1, 1]), torch.tensor([1, 0, 4]))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        network(torch.zeros(2, 5).long(), torch.rand(2), at=at)
+    assert counter.get_total_flops() == forward_flops(network, 2, 5, 3)
+
+
+def test_every_network_of_an_objective_is_counted():
+    nets = [DiT(DiTConfig(V, V, LENGTH, width=8, blocks=1, heads=2, condition=4)) for _ in range(2)]
+    compass = Compass(CompassConfig(V, V, LENGTH, width=8, blocks=1, heads=2, condition=4))
+    objective = ShortcutObjective(V, V, nets[0], nets[1], choose=ShapingChooser(ShapingConfig(), compass))
+    assert {id(net) for net in networks_in(objective)} == {id(net) for net in [*nets, compass]}
+
+
+# ------------------------------------------------------------------------------------- one step, however it is split
+
+STREAM = np.random.default_rng(0).integers(0, V, 2000)
+TEXT = TrainingText("toy", {"train": STREAM, "validation": STREAM}, V, LENGTH, "none", "sha256:toy")
+
+
+def test_rows_draw_the_same_however_a_step_is_split():
+    whole = Draws(0, "x", 3, 6)
+    parts = [Draws(0, "x", 3, 2, first=first, total=6) for first in (0, 2, 4)]
+    for site in ("a", "b"):
+        assert torch.equal(whole.uniform(site, 4), torch.cat([part.uniform(site, 4) for part in parts]))
+    assert torch.equal(whole.stratified("t"), torch.cat([part.stratified("t") for part in parts]))
+    assert torch.equal(TEXT.windows("train", whole), torch.cat([TEXT.windows("train", part) for part in parts]))
+
+
+@pytest.mark.parametrize("objective", [ARObjective(V), MDLMObjective(V)], ids=["ar", "mdlm"])
+def test_accumulated_gradients_are_those_of_the_whole_batch(objective, monkeypatch):
+    """A batch of 7 in passes of 3, 3 and 1: the same weights after some steps, up to rounding."""
+
+    def weights(micro_batch: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        network = (
+            CausalTransformer(CausalConfig(V, LENGTH, width=16, blocks=1, heads=2))
+            if isinstance(objective, ARObjective)
+            else DiT(DiTConfig(V, V + 1, LENGTH, width=16, blocks=1, heads=2, condition=8))
+        )
+        config = TrainingConfig(
+            steps=4, batch=7, lr=1e-3, warmup=1, micro_batch=micro_batch, validate_every=99, save_every_s=1e9
+        )
+        trainer = Trainer("toy", network, lambda ema: objective, TEXT, config)
+        monkeypatch.setattr(trainer.accelerator, "autocast", nullcontext)  # rounding would hide a wrong weight
+        trainer.train(until=3)
+        return trainer.plain.state_dict()
+
+    whole, parts = weights(0), weights(3)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_a_state_goes_on_with_another_micro_batch(tmp_path):
+    def make(micro_batch: int) -> Trainer:
+        torch.manual_seed(0)
+        network = CausalTransformer(CausalConfig(V, LENGTH, width=16, blocks=1, heads=2))
+        config = TrainingConfig(steps=4, batch=4, lr=1e-3, warmup=1, micro_batch=micro_batch, validate_every=99)
+        return Trainer("toy", network, lambda ema: ARObjective(V), TEXT, config, tmp_path)
+
+    make(0).train(until=2)
+    again = make(2)
+    assert again.resume()
+    assert again.step == 2
+
+
+def test_large_streams_stay_where_they_are(monkeypatch):
+    draws = Draws(0, "x", 1, 5)
+    expected = TEXT.windows("train", draws)
+    monkeypatch.setattr(data_module, "ON_DEVICE_TOKENS", 10)
+    small = TrainingText("toy", {"train": STREAM.astype(np.uint16)}, V, LENGTH, "none", "sha256:toy")
+    assert torch.equal(small.windows("train", draws), expected)
+
+
+def test_packed_streams_are_read_from_the_starts_of_blocks():
+    stream = np.arange(80)
+    text = TrainingText("toy", {"train": stream}, 80, LENGTH, "none", "sha256:toy", block=LENGTH)
+    windows = text.windows("train", Draws(0, "x", 1, 64))
+    assert set(windows[:, 0].tolist()) <= set(range(0, 80, LENGTH))
+    assert windows[:, 0].unique().numel() > 3
+    with pytest.raises(UsageError, match="packed in blocks of 8 tokens, not of 4"):
+        TrainingText("toy", {"train": stream}, 80, 4, "none", "sha256:toy", block=LENGTH)
+
+
+def test_dry_run_prints_every_network(monkeypatch, capsys):
+    from tsdfm_bench.commands.train import train_command
+    from tsdfm_bench.methods.train import recipe as recipes
+
+    real = recipes.load_recipe
+    monkeypatch.setattr(recipes, "load_recipe", lambda name: tiny() if name == "base" else real(name))
+    assert train_command("base", "dfm-mask,ar", None, None, 1, dry_run=True, as_json=True) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == ["dfm-mask", "ar"]
+    assert train_command("base", "ar", None, None, 1, dry_run=True) == 0
+    shown = capsys.readouterr()
+    assert "parameters" in shown.out
+    assert "Rehearsing" in shown.err
+    with pytest.raises(UsageError, match="--json belongs to --dry-run"):
+        train_command("base", None, None, None, 1, as_json=True)
