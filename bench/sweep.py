@@ -265,6 +265,8 @@ def run(sweep: Sweep, reporter: Reporter) -> Result:
             break
     else:
         outcome.notes.append(f"Files in {folder.root} are damaged again and again: check the disk")
+    job.leases.tidy()
+    job.leases.close()
     if any(planned.checkpoint == ORACLE for planned in complete):
         outcome.notes.append(ORACLE_NOTE)
     outcome.notes += _behaviour([planned.cell for planned in sweep.plan.cells], folder)

@@ -120,10 +120,7 @@ def _print_failures(sweep: Sweep, outcome: Outcome, reporter: Reporter) -> None:
         reporter.note(f"  {line}")
     if len(lines) > SHOWN_FAILURES:
         reporter.note(f"  and {len(lines) - SHOWN_FAILURES} more: tsdfm-bench status {sweep.folder.root}")
-    reporter.note(
-        "The same command tries again what failed for want of memory, files or time, and the rest once its code has "
-        "changed; --retry-failed tries all. Nothing else is done twice."
-    )
+    reporter.note("The same command with --retry-failed tries them again; nothing else is done twice.")
 
 
 def _more(count: int) -> str:

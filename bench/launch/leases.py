@@ -322,6 +322,12 @@ class Leases:
         still = self.read(mine.unit, before.generation)
         return still is not None and still.token == before.token and still.counter == before.counter
 
+    def tidy(self) -> None:
+        """Give back what dead processes held: a kill between the last write and the giving back leaves a file."""
+        for unit, holder in self.holders().items():
+            if self.dead(holder) and isinstance(lease := self.take(unit), Lease):
+                lease.release()
+
     def forget(self, lease: Lease) -> None:
         """Stop renewing a lease."""
         with self._lock:
