@@ -10,6 +10,7 @@ Scores wait for the samples of their cells by a dependency (`afterany`: one lost
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -37,6 +38,8 @@ FIRST_POLL_S = 1.0
 SLOWER = 1.3  # each quiet round waits that much longer, up to `poll`
 SUBMIT_LEASE = "slurm-submit"
 CANCELLED = "cancelled"
+# What sbatch says when a user or an account has too many jobs.
+_LIMITED = re.compile(r"limit|policy|too many|max", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -288,10 +291,12 @@ class Dispatcher:
                 self._submit([part for part in lacking if part.key not in queue.alive], queue, reporter)
                 return Queue.read(self.folder, tasks(self.name))
             except SlurmError as error:
-                if not queue.alive:
+                queue = Queue.read(self.folder, tasks(self.name))
+                limit, self.array_limit = self.array_limit, max(1, self.array_limit // 2)
+                if not queue.alive and not (_LIMITED.search(str(error)) and limit > 1):
                     raise
-                if not self.silent:  # a limit on submitted jobs, as a rule: some will end
-                    reporter.note(f"{error}. Trying again when jobs have ended.", style="yellow")
+                if not self.silent:
+                    reporter.note(f"{error}. Trying again in smaller arrays when jobs have ended.", style="yellow")
                 self.silent = True
                 return queue
 
