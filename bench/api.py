@@ -222,6 +222,8 @@ class TaskInfo:
         citation: source and licence of the text.
         law: "sha256:..." over the parameters of its exact law (see `ExactHook`), or "" if it has none.
         scorers: the scorers a run asks if none are named; empty = the program's own default.
+        public: where the text can be read by anyone ("public domain, on the web"), if it can: a scorer trained on such
+            text may know it, and is flagged; "" = it cannot, or it was made up.
         api_version: version of this contract.
     """
 
@@ -235,6 +237,7 @@ class TaskInfo:
     citation: str = ""
     law: str = ""
     scorers: tuple[str, ...] = ()
+    public: str = ""
     api_version: int = API_VERSION
 
 
@@ -348,6 +351,8 @@ class ScorerInfo:
         licence: licence of the weights.
         input: "text" (decoded and re-tokenised) or "ids" (the task's own tokens, see `IdScorer`).
         features: what `ScoreBatch.features` are, for definitions; "" if there are none.
+        trained_on: public text it was trained on, in a word ("text of the web"), as far as is known; "" = none that a
+            task could hold.
         api_version: version of this contract.
     """
 
@@ -363,6 +368,7 @@ class ScorerInfo:
     licence: str = ""
     input: str = "text"
     features: str = ""
+    trained_on: str = ""
     api_version: int = API_VERSION
 
 
@@ -446,6 +452,7 @@ class CellData:
         cost: measured cost of sampling (see `CostRecord`), or None for reference rows.
         seed: root seed, for metrics that need randomness of their own.
         law: the exact law of the task's text, or None if it has none.
+        training: gives the task's training text, or None if it offers none.
     """
 
     tokens: np.ndarray
@@ -459,6 +466,7 @@ class CellData:
     cost: CostRecord | None = None
     seed: int = 0
     law: ExactLaw | None = None
+    training: Callable[[], TrainingStreams] | None = None
 
 
 @dataclass(frozen=True)

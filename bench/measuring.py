@@ -357,6 +357,7 @@ class Measurer:
             cost=self._cost(cell),
             seed=self.seed,
             law=getattr(self.task, "law", None) if self.task.info.law else None,
+            training=getattr(self.task, "training_streams", None),
         )
 
     def _reference(self, cell: Cell) -> CellData:

@@ -210,7 +210,7 @@ def default_batch_size(length: int) -> int:
 def score_id(cell: str, info: ScorerInfo) -> str:
     """Identity of the scores of a cell: the cell, and everything about the scorer that changes an NLL."""
     about = asdict(info)
-    for key in ("title", "licence", "parameters", "api_version"):
+    for key in ("title", "licence", "parameters", "trained_on", "api_version"):
         del about[key]
     return json_hash({"cell": cell, **about})[:16]
 

@@ -16,6 +16,7 @@ from tsdfm_bench.results.store import RunFolder
 if TYPE_CHECKING:
     import pandas as pd
 
+    from tsdfm_bench.api import ScorerInfo, TaskInfo
     from tsdfm_bench.measuring import Measured
     from tsdfm_bench.plan import Cell, Plan
     from tsdfm_bench.results.table_model import Table
@@ -108,7 +109,7 @@ def build_summary(
             continue
         fields = _cell_fields(cell, planned.checkpoint)
         if cell.id in measured:
-            rows += _done_rows(fields, measured[cell.id], judges, cell.id)
+            rows += _done_rows(fields, measured[cell.id], judges, cell.id, plan.task)
         elif cell.id in outcome.skipped:
             rows.append({**fields, "state": "skipped", "reason": outcome.skipped[cell.id]})
         elif cell.id in outcome.failed:
@@ -119,8 +120,15 @@ def build_summary(
     return with_flags(from_rows(rows))
 
 
+def may_have_seen(scorer: ScorerInfo, task: TaskInfo) -> str:
+    """Why a scorer may have been trained on a task's text; "" if there is no reason to think so."""
+    if not (scorer.trained_on and task.public):
+        return ""
+    return f"{scorer.title} was trained on {scorer.trained_on}; the text of {task.name} is {task.public}"
+
+
 def _done_rows(
-    fields: Mapping[str, Any], measured: Measured, judges: Sequence[Judge], cell: str
+    fields: Mapping[str, Any], measured: Measured, judges: Sequence[Judge], cell: str, task: TaskInfo
 ) -> list[dict[str, Any]]:
     common: dict[str, Any] = {**fields, "state": "done"}
     if measured.cost is not None:
@@ -138,7 +146,12 @@ def _done_rows(
         scorer = (
             {}
             if info is None
-            else {"scorer_title": info.title, "scorer_revision": info.revision, "scorer_dtype": info.dtype}
+            else {
+                "scorer_title": info.title,
+                "scorer_revision": info.revision,
+                "scorer_dtype": info.dtype,
+                "scorer_seen": may_have_seen(info, task),
+            }
         )
         rows.append({**common, **scorer, **row})
     for judge in judges:

@@ -10,6 +10,9 @@ its 95 % interval and that of the real row do not meet (a mean difference at abo
 wide) and the gap is more than 0.05 nats: a smaller gap is real at large n, but moves perplexity by a few percent only.
 Repetition and distinct-n follow the same rule with a gap of more than a tenth of real text's value.
 
+Memorisation is held against real text in the same way, with a gap of one in a hundred: held-out text shares formulas
+with the training text too.
+
 Canaries. One that keeps the entropy of real text (unigram, bigram, shuffled) is a floor: a generator that it beats has
 learned less than counting. One below that range (a looped phrase) is a proof that this scorer's perplexity can be had
 cheaply: where it wins, perplexity alone is not to be trusted.
@@ -31,6 +34,8 @@ ENTROPY_MARGIN_NATS = 0.05
 REPETITION_MARGIN = 0.1
 MAUVE_SEQUENCES = 5000
 FEW_SEQUENCES = 32
+MEMORISED_MARGIN = 0.01
+MEMORISED = ("memorised_13", "near_copies")
 
 FLAGS: Mapping[str, str] = {
     "entropy-low": "entropy below that of real text (intervals apart, gap over 0.05 nats): a lower perplexity is "
@@ -38,6 +43,8 @@ FLAGS: Mapping[str, str] = {
     "entropy-high": "entropy above that of real text (intervals apart, gap over 0.05 nats): closer to noise than text",
     "rep-high": "repeats itself more than real text (intervals apart, gap over a tenth)",
     "rep-low": "repeats itself less than real text (intervals apart, gap over a tenth)",
+    "memorised": "shares more with the training text, word for word, than held-out text does (13-grams or near copies; "
+    "intervals apart, gap over one in a hundred)",
     "canary": "perplexity no better than that of a zero-parameter canary with the entropy of text (unigram, bigram, "
     "shuffled)",
     "ppl-gamed": "a canary that only repeats itself has a better perplexity: perplexity alone is not to be trusted",
@@ -46,6 +53,8 @@ FLAGS: Mapping[str, str] = {
     "mixed-n": "made from another number of sequences than most rows",
     "few": f"fewer than {FEW_SEQUENCES} sequences: intervals are too narrow",
     "scorer-missing": "has no score from a scorer that was asked for",
+    "scorer-seen": "the scorer may have been trained on this very text: real text scores too well under it, and "
+    "generators look worse beside it",
     "no-real": "no held-out real text of the same task and length to compare with",
     "mixed-length": "the summary holds several lengths of this task: entropy and perplexity depend on length and are "
     "compared within one length only",
@@ -115,6 +124,13 @@ def _group_flags(cells: list[CellRows]) -> list[Flag]:
         if cell is real:
             continue
         flags += _range_flags(cell, real, metrics) if real else [Flag(cell.id, "no-real")]
+    if real is not None:
+        for scorer in sorted(real.scorers):
+            why = next(
+                (r["scorer_seen"] for (_, name), r in real.rows.items() if name == scorer and r["scorer_seen"]), ""
+            )
+            if why:
+                flags.append(Flag(real.id, "scorer-seen", why, scorer))
     for cell in cells:
         if cell.first["draw"] == "legacy-fp32":
             flags.append(Flag(cell.id, "legacy-fp32"))
@@ -141,6 +157,11 @@ def _range_flags(cell: CellRows, real: CellRows, metrics: set[str]) -> list[Flag
         if side:
             detail = f"{name} {row['value']:.4g}, real text {reference['value']:.4g}"
             flags.append(Flag(cell.id, codes[0] if side < 0 else codes[1], detail))
+    for name in MEMORISED:
+        row, reference = cell.of(name), real.of(name)
+        if row is not None and reference is not None and outside(row, reference, MEMORISED_MARGIN) > 0:
+            detail = f"{name} {row['value']:.4g}, real text {reference['value']:.4g}"
+            flags.append(Flag(cell.id, "memorised", detail))
     merged = {flag.code: flag for flag in reversed(flags)}  # repetition before distinct-n where both say the same
     return [merged[code] for code in dict.fromkeys(flag.code for flag in flags)]
 

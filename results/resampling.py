@@ -439,13 +439,13 @@ def _chunk(samples: Sequence[_Sample], chart: _Map, seed: int, resamples: int, c
         method = ["studentised"] * count
         with np.errstate(all="ignore"):
             low, high = centre - highest * error, centre - lowest * error
-        if chart.kind == "r" and not chart.exp[0]:
-            low = np.where(samples[0].positive, np.maximum(low, 0.0), low)
         for i in np.flatnonzero(usable & ~constant & ~(np.isfinite(low) & np.isfinite(high))):
             # Resamples without spread (rare events) have errors of zero; percentiles keep to what can occur.
             z = quantile * math.sqrt(n / (n - 1))
             low[i], high[i] = np.quantile(moved[:, i], stats.norm.cdf([-z, z]))
             method[i], reason[i] = "percentile", "too few different sequences to studentise"
+    if chart.kind == "r" and not chart.exp[0]:
+        low = np.where(samples[0].positive, np.maximum(low, 0.0), low)
     ends = np.sort(np.stack([chart.back(low), chart.back(high)]), axis=0)
     found = []
     for i in range(count):

@@ -21,7 +21,7 @@ from tsdfm_bench.results.files import StoreError, write_bytes
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 KINDS = ("method", "reference")
 STATES = ("done", "skipped", "failed")
@@ -79,6 +79,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("scorer_title", "text", "full name of the scorer"),
     Column("scorer_revision", "text", "sha256 or hub revision of the scorer's weights"),
     Column("scorer_dtype", "text", "arithmetic of the scorer"),
+    Column("scorer_seen", "text", "why the scorer may have been trained on the task's text; empty = no reason known"),
     Column("metric", "text", "what is measured, with its convention after a slash: gen_ppl/pooled; empty if not done"),
     Column("value", "float", "the number; null if it could not be had (reason says why)"),
     Column("low", "float", "lower end of the 95 % interval; null if there is none"),
@@ -101,7 +102,9 @@ _DTYPES: Mapping[str, Any] = {"text": "str", "float": "float64", "integer": "Int
 _DEFAULTS: Mapping[str, Any] = {"text": "", "float": float("nan"), "integer": None}
 
 # What a file of version k needs to become one of version k + 1.
-MIGRATIONS: dict[int, Callable[[Any], Any]] = {}
+MIGRATIONS: dict[int, Callable[[Any], Any]] = {
+    1: lambda df: df.assign(scorer_seen=""),  # version 1 did not ask whether a scorer knew the text
+}
 
 
 def row(**values: Any) -> dict[str, Any]:
@@ -264,7 +267,8 @@ def _migrate(df: pd.DataFrame, path: Path) -> pd.DataFrame:
         if version not in MIGRATIONS:
             raise SchemaError(
                 f"{path} has schema version {version}, which this package (version {SCHEMA_VERSION}) cannot convert: "
-                "make the summary again from the run folder"
+                f"make the summary again from what is stored, without sampling: repeat the run's own command with "
+                f"--out {path.parent} (its request stands in plan.json)"
             )
         df = MIGRATIONS[version](df).assign(schema_version=version + 1)
         version += 1

@@ -225,6 +225,7 @@ class Sotu:
             references=REFERENCES,
             description="messages of US presidents to Congress, 1790-2026; held out: 2017 and later",
             citation="American Presidency Project, through the package `sotu` (text: public domain; code: MIT)",
+            public="in the public domain and on the web",
         )
 
     @classmethod

@@ -91,6 +91,7 @@ class PinnedLM(CausalLM):
             parameters=cls.parameters,
             licence=cls.licence,
             features=features_text(settings),
+            trained_on="text of the web",
         )
 
     @classmethod

@@ -113,6 +113,7 @@ class CausalLM:
             context=settings["context"] or hub.context_token(folder, name),
             parameters=hub.parameter_count(folder),
             features=features_text(settings),
+            trained_on="text of the web, as most models of the hub",
         )
 
     @classmethod

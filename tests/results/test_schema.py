@@ -97,11 +97,12 @@ def test_versions(tmp_path: Path, summary: pd.DataFrame, monkeypatch: pytest.Mon
     write_table(path, summary.assign(schema_version=schema.SCHEMA_VERSION + 1))
     with pytest.raises(schema.SchemaError, match="upgrade tsdfm-bench"):
         schema.read_summary(path)
-    old = summary.rename(columns={"method": "model"}).assign(schema_version=schema.SCHEMA_VERSION - 1)
-    write_table(path, old)
-    with pytest.raises(schema.SchemaError, match="cannot convert"):
+    write_table(path, summary.rename(columns={"method": "model"}).assign(schema_version=0))
+    with pytest.raises(schema.SchemaError, match=r"cannot convert.*without sampling.*--out"):
         schema.read_summary(path)
-    monkeypatch.setitem(schema.MIGRATIONS, schema.SCHEMA_VERSION - 1, lambda df: df.rename(columns={"model": "method"}))
+    first = schema.MIGRATIONS[1]
+    monkeypatch.setitem(schema.MIGRATIONS, 0, lambda df: df.rename(columns={"model": "method"}))
+    monkeypatch.setitem(schema.MIGRATIONS, 1, lambda df: first(df.drop(columns="scorer_seen")))
     pd.testing.assert_frame_equal(schema.read_summary(path), summary)
     mixed = summary.copy()
     mixed.loc[0, "schema_version"] = 0
@@ -111,6 +112,14 @@ def test_versions(tmp_path: Path, summary: pd.DataFrame, monkeypatch: pytest.Mon
     write_table(path, pd.DataFrame({"x": [1]}))
     with pytest.raises(schema.SchemaError, match="not a summary"):
         schema.read_summary(path)
+
+
+def test_version_one_knew_nothing_of_scorers_that_saw_the_text(tmp_path: Path, summary: pd.DataFrame) -> None:
+    path = tmp_path / "summary.parquet"
+    write_table(path, summary.drop(columns="scorer_seen").assign(schema_version=1))
+    read = schema.read_summary(path)
+    assert set(read["scorer_seen"]) == {""}
+    pd.testing.assert_frame_equal(read, summary)
 
 
 def test_missing_and_damaged_summaries(tmp_path: Path, summary: pd.DataFrame) -> None:
