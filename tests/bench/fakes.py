@@ -134,7 +134,7 @@ class Counter:
 
     def sample(self, request: SampleRequest) -> SampleBatch:
         log(f"sample {int(request.streams.sequences[0])} x{request.batch} steps {request.steps}")
-        if slow := float(str(self.params.get("slow_s", 0))):
+        if slow := float(str(self.params.get("slow_s", os.environ.get("FAKES_SLOW_S", 0)))):
             time.sleep(slow)
         state = torch.zeros(request.batch, 1)
         for step in range(request.steps or 1):
