@@ -16,7 +16,7 @@ from tsdfm_bench.launch.leases import Leases
 from tsdfm_bench.launch.settings import DEFAULT_LEASE_S
 from tsdfm_bench.launch.work import SHARD_BATCHES
 from tsdfm_bench.results.files import json_hash
-from tsdfm_bench.results.store import CorruptFile, RunFolder, read_arrow, read_json, read_samples, remove
+from tsdfm_bench.results.store import CorruptFile, RunFolder, batches_in, read_arrow, read_json, read_samples, remove
 
 if TYPE_CHECKING:
     from tsdfm_bench.api import Task
@@ -105,10 +105,11 @@ class Job:
             cell: which.
             shard: only its batches; None = all.
         """
-        done = self._done(cell)
+        names = self.folder.contents(cell.id)
+        done = self._done(cell) if "done.json" in names else None
         if done is not None and done.get("refused") and done.get("version") == self.version(cell):
             return []
-        have = set(self.folder.completed_batches(cell.id))
+        have = set(batches_in(names))
         missing = [batch for batch in range(self.batches) if batch not in have]
         if not missing and done is None:  # killed between the last batch and this mark, or a file went to quarantine
             missing = self._uncosted(cell)

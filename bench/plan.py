@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -75,12 +76,12 @@ class Cell:
 
     def identity(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        fields = asdict(self) | {"options": dict(self.options)}
+        fields = {each: getattr(self, each) for each in _FIELDS} | {"options": dict(self.options)}
         if not self.argument or self.weights != "none":
             del fields["argument"]
         return fields
 
-    @property
+    @cached_property
     def id(self) -> str:
         """First 16 hex digits of the hash of the identity."""
         return json_hash(self.identity())[:16]
@@ -106,6 +107,9 @@ class Cell:
         return " · ".join(part for part in parts if part)
 
 
+_FIELDS = tuple(Cell.__dataclass_fields__)
+
+
 @dataclass(frozen=True)
 class PlannedCell:
     """A cell and what is needed to run it.
@@ -120,7 +124,7 @@ class PlannedCell:
     checkpoint: str = "none"
     params: Mapping[str, object] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def group(self) -> str:
         """Cells with equal groups share one loaded method."""
         return json_hash({"method": self.cell.method, "weights": self.cell.weights, **self.params})

@@ -378,7 +378,7 @@ def _in_memory(scorer: Scorer, texts: Sequence[Any], job: Job) -> ScoreBatch:
     except (Exception, SystemExit) as error:
         if len(texts) == 1 or not memory_ran_out(error):
             raise
-    free(job.device)
+    free(job.device, all=True)
     half = len(texts) // 2
     job.say(f"Memory ran out: {scorer.info.title} goes on with {half} texts at a time.")
     return _join([_in_memory(scorer, part, job) for part in (texts[:half], texts[half:])])

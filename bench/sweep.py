@@ -18,7 +18,7 @@ from tsdfm_bench.config import DEFAULT_SCORERS
 from tsdfm_bench.errors import BenchError, PluginError, UsageError
 from tsdfm_bench.plan import ORACLE, PLAN_FORMAT, Cell, Plan, PlannedCell, make_plan
 from tsdfm_bench.registry import Registry, check_info, one_line
-from tsdfm_bench.results.store import CorruptFile, PlanConflict, RunFolder, read_samples
+from tsdfm_bench.results.store import CorruptFile, PlanConflict, RunFolder, read_samples, read_table
 from tsdfm_bench.spec import Spec
 from tsdfm_bench.summary import Outcome, build_summary, first_line, reason_of, write_results
 
@@ -270,6 +270,11 @@ def run(sweep: Sweep, reporter: Reporter) -> Result:
     if any(planned.checkpoint == ORACLE for planned in complete):
         outcome.notes.append(ORACLE_NOTE)
     outcome.notes += _behaviour([planned.cell for planned in sweep.plan.cells], folder)
+    if folder.summary_path.exists():
+        try:
+            read_table(folder.summary_path, ["cell"])
+        except CorruptFile as error:
+            job.damaged(error)
     summary = build_summary(sweep.plan, measured, sweep.judges, outcome)
     return Result(write_results(folder, summary, outcome.notes), outcome)
 
@@ -315,8 +320,8 @@ def _take_stock(
             outcome.broken += [f"{planned.cell.describe()}: {reason}" for reason in found.failures.values()]
             if found.cost is not None and found.cost.batch_size < plan.batch_size:
                 outcome.notes.append(
-                    f"{planned.cell.describe()}: memory held {found.cost.batch_size} of {plan.batch_size} sequences at a "
-                    "time; the draws are the same, calls and seconds are not comparable"
+                    f"{planned.cell.describe()}: memory held {found.cost.batch_size} of {plan.batch_size} sequences at "
+                    "a time; the draws are the same, calls and seconds are not comparable"
                 )
     _judge_notes(sweep.judges, {planned.cell.id: planned.cell.describe() for planned in complete}, outcome)
     for rejected in plan.rejected:

@@ -71,6 +71,7 @@ __all__ = [
     "Scores",
     "StoreError",
     "UnsafeName",
+    "batches_in",
     "canonical_json",
     "check_name",
     "is_temporary",
@@ -340,6 +341,10 @@ class RunFolder:
         names = _names(top)
         return sorted(names if self.flat else [cell for part in names for cell in _names(top / part)])
 
+    def contents(self, cell: str) -> set[str]:
+        """Names of the files of a cell, in one scan; empty if it has no folder."""
+        return set(_names(self.cell_folder(cell)))
+
     def completed_batches(self, cell: str, *, verify: bool = False) -> list[int]:
         """Numbers of the batches that exist, sorted.
 
@@ -347,7 +352,7 @@ class RunFolder:
             cell: its id.
             verify: read every file and leave damaged ones out (slow).
         """
-        found = sorted(int(m[1]) for name in _names(self.cell_folder(cell)) if (m := _SAMPLES.fullmatch(name)))
+        found = batches_in(_names(self.cell_folder(cell)))
         if not verify:
             return found
         good = []
@@ -448,6 +453,11 @@ class RunFolder:
                 text = (self.quarantine_folder / name).read_text("utf-8", "replace")
                 found[name.removesuffix(".reason.txt")] = text.strip()
         return dict(sorted(found.items()))
+
+
+def batches_in(names: Iterable[str]) -> list[int]:
+    """Numbers of the batches among file names, sorted."""
+    return sorted(int(m[1]) for name in names if (m := _SAMPLES.fullmatch(name)))
 
 
 def _names(folder: Path) -> list[str]:

@@ -135,7 +135,7 @@ def _in_memory(
             if ready.rows <= 1 or not memory_ran_out(error):
                 raise
         ready.rows = -(-ready.rows // 2)  # outside the except block, which would keep the failed tensors alive
-        free(job.device)
+        free(job.device, all=True)
         job.say(
             f"Memory ran out: {cell.describe()} goes on with {ready.rows} sequences at a time, with the same draws."
         )
@@ -229,9 +229,10 @@ def warm_up(method: Method, job: Job, cell: Cell, shard: int = 0) -> None:
             method.sample(request)
 
 
-def free(device: str) -> None:
-    """Give back what was held on a GPU."""
-    gc.collect()
+def free(device: str, all: bool = False) -> None:
+    """Give back what was held on a GPU, or with `all` whatever can be given back."""
+    if all or device.startswith("cuda"):
+        gc.collect()
     if device.startswith("cuda"):
         import torch
 

@@ -45,9 +45,9 @@ def sample_pieces(sweep: Sweep, job: Job, cost: SampleCost = _sample_cost) -> li
     pieces = []
     for planned in sweep.plan.cells:
         cell = planned.cell
-        if job.remembers_failure(cell):
-            continue
         missing = set(job.missing(cell))
+        if missing and job.remembers_failure(cell):
+            continue
         for shard, batches in shard_batches(job.batches):
             if count := len(missing.intersection(batches)):
                 unit = {

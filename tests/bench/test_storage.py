@@ -95,6 +95,8 @@ def fail_writes(monkeypatch: pytest.MonkeyPatch, code: int, match: str) -> None:
         (errno.EROFS, "plan.json", "the file system is read-only"),
         (errno.EACCES, "plan.json", "permission denied"),
         (errno.ENOSPC, "samples-0001", "the disk is full"),
+        (errno.EDQUOT, "samples-0001", "the disk quota is used up"),
+        (errno.ENOSPC, ".0.json", "the disk is full"),
         (errno.ENOSPC, ".parquet", "the disk is full"),
         (errno.ENOSPC, "summary.csv", "the disk is full"),
     ],

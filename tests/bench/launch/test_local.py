@@ -25,7 +25,7 @@ from tsdfm_bench.results.store import RunFolder, read_scores
 if TYPE_CHECKING:
     from conftest import Here
 
-SLOW = "counter[slow_s=0.25]"
+SLOW = "counter[slow_s=0.15]"
 
 
 def start(here: Here, processes: SimpleNamespace, jobs: int, methods: str = SLOW) -> int:
