@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tsdfm_bench.conformance import Report, Target, conform
+from tsdfm_bench.conformance import Report, Result, Target, conform
 from tsdfm_bench.conformance.catalogue import select
 from tsdfm_bench.console import stdout_console
 from tsdfm_bench.errors import PluginError, UsageError
@@ -118,7 +118,7 @@ def _print(report: Report, seconds: float) -> None:
     from rich.text import Text
 
     console = stdout_console()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"conform {report.method}", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(f"conform {report.method}"), title_justify="left")
     table.add_column("check", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     table.add_column("what is checked, and what was seen", overflow="fold", ratio=1)
@@ -131,9 +131,11 @@ def _print(report: Report, seconds: float) -> None:
     _conclude(console, report, seconds)
 
 
-def _tried(results: Sequence[object]) -> str:
-    passed = sum(1 for result in results if getattr(result, "verdict", "") == "pass")
-    return f"{passed} of {len(results)} settings pass"
+def _tried(results: Sequence[Result]) -> str:
+    kinds = [result.verdict for result in results]
+    parts = [f"{kinds.count('pass')} of {len(kinds)} settings pass"]
+    parts += [f"{kinds.count('skipped')} do not apply"] if "skipped" in kinds else []
+    return ", ".join(parts)
 
 
 def _conclude(console: Console, report: Report, seconds: float) -> None:

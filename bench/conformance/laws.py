@@ -47,7 +47,9 @@ RARE_C = 0.3
 WIDTH = 4096
 PARTS = 4  # requests in a round, so that a denoiser's answer stays small
 QUANTUM = 2.0**-24
-AGREES_NATS, CONTRADICTS_NATS = 3.0, 6.0  # evidence at which the probe believes a claim, or rejects it
+# Evidence at which the probe believes a claim, or rejects it; the race is slow, and its name promises less.
+AGREES_NATS = {"fp64": 3.0, "legacy-fp32": 2.0}
+CONTRADICTS_NATS = 6.0
 MOST_ROUNDS = 40
 
 
@@ -109,14 +111,14 @@ class Enumerated:
         """log p_t(x with y here) / p_t(x); the mask's own ratio counts as 1."""
         import torch
 
-        others = likelihood[rows].clone()
-        others[torch.arange(rows.numel()), :, positions] = 1.0
-        others = others.prod(dim=2) * law()  # (n, 27): this place left out
-        here = one_hot[:, positions].transpose(0, 1)  # (n, 27, symbols)
-        k = kappa[rows]
-        emission = k * here if self.masked else k * here + (1 - k) / SYMBOLS
-        now = (likelihood[rows].prod(dim=2) * law()).sum(dim=1, keepdim=True)
-        ratios = torch.einsum("ns,nsv->nv", others, emission) / now
+        left_out = [[place for place in range(PLACES) if place != here] for here in range(PLACES)]
+        others = torch.stack([likelihood[:, :, places].prod(dim=2) for places in left_out], dim=2)
+        others = others * law()[:, None]  # (rows, 27, places): the place itself left out
+        ratios = kappa * torch.einsum("bsl,slv->blv", others, one_hot)
+        if not self.masked:
+            ratios = ratios + (1 - kappa) / SYMBOLS * others.sum(dim=1)[:, :, None]
+        now = (likelihood.prod(dim=2) * law()).sum(dim=1)
+        ratios = (ratios / now[:, None, None])[rows, positions]
         own = ratios.new_ones(ratios.shape[0], 1 if self.masked else 0)
         return torch.cat([ratios, own], dim=1).log()
 
@@ -289,7 +291,7 @@ def _probe(subject: Subject, method: Method, draw: str) -> tuple[str, str]:
     f = kept_share(RARE_C)
     count = rounds = 0
     evidence = 0.0  # log likelihood ratio of Poisson counts, exact over race
-    while rounds < MOST_ROUNDS and -CONTRADICTS_NATS < sign * evidence < AGREES_NATS:
+    while rounds < MOST_ROUNDS and -CONTRADICTS_NATS < sign * evidence < AGREES_NATS[draw]:
         for part in range(PARTS):
             seed = SEED + PARTS * rounds + part
             tokens = _serve(subject, method, WIDTH // PARTS, 1, draw=draw, steps=_steps(subject), seed=seed)
@@ -298,7 +300,7 @@ def _probe(subject: Subject, method: Method, draw: str) -> tuple[str, str]:
         evidence = count * -math.log(f) - rounds * rate * (1 - f)
     exact, race = rounds * rate, rounds * rate * f
     numbers = f"{count} rare tokens, exact {exact:.1f}, f(c) {race:.1f} (c = {RARE_C:g}, {rounds} rounds)"
-    if -CONTRADICTS_NATS < sign * evidence < AGREES_NATS:
+    if -CONTRADICTS_NATS < sign * evidence < AGREES_NATS[draw]:
         return "undecided", numbers
     mean = exact if evidence > 0 else race
     tail = min(float(stats.poisson.cdf(count, mean)), float(stats.poisson.sf(count - 1, mean)))
