@@ -20,6 +20,7 @@ from tsdfm_bench.rng import Streams, derive_key
 
 
 ON_DEVICE_TOKENS = 1 << 28  # larger streams are read from disk
+UNIGRAM_TOKENS = 1 << 26
 
 
 class Draws:
@@ -118,8 +119,9 @@ class TrainingText:
         return stream[offsets + torch.arange(self.length, device=device)]
 
     def unigram(self) -> Tensor:
-        """(V,) fp32 log frequencies of the training split, every token counted half once more."""
-        counts = torch.bincount(self._tensor("train", torch.device("cpu")), minlength=self.vocab_size) + 0.5
+        """(V,) fp32 log frequencies of (the beginning of) the training split, every token counted half once more."""
+        tokens = torch.from_numpy(np.asarray(self.streams["train"][:UNIGRAM_TOKENS], dtype=np.int64))
+        counts = torch.bincount(tokens, minlength=self.vocab_size) + 0.5
         return (counts / counts.sum()).log().float()
 
     def _tensor(self, split: str, device: torch.device) -> Tensor:
