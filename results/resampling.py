@@ -319,18 +319,20 @@ class _Sample:
         self.k = len(terms[0])
         a = [np.stack([row[j].a for row in terms], axis=1) for j in range(self.k)]  # (n, K) each
         self.b = [np.stack([row[j].b for row in terms], axis=1) for j in range(self.k)]
-        self.total = [b.sum(axis=0) for b in self.b]
+        self.total = [np.array([row[j].b.sum() for row in terms]) for j in range(self.k)]
         with np.errstate(all="ignore"):
-            self.r = [x.sum(axis=0) / total for x, total in zip(a, self.total, strict=True)]
+            self.r = [np.array([row[j].a.sum() for row in terms]) / self.total[j] for j in range(self.k)]
             # e = a - r b sums to zero, so its resampled sums and squares lose no digits to cancellation.
             self.e = [x - r * b for x, r, b in zip(a, self.r, self.b, strict=True)]
-            # In units of their own spread, so that single precision is enough for resampled sums.
-            spread = [np.sqrt((e**2).mean(axis=0)) for e in self.e]
+            # In units of their own spread, single precision is enough for the sums of one value; the variance of a
+            # difference of two that go together is a small remainder, which it would lose.
+            dtype = np.float32 if self.k == 1 else np.float64
+            spread = [np.sqrt((e**2).sum(axis=0) / max(self.n, 1)) for e in self.e]
             level = [total / self.n for total in self.total]
             safe = [np.where((size > 0) & np.isfinite(size), size, 1.0) for size in spread]
             self.unit = [size / mean for size, mean in zip(safe, level, strict=True)]
-            self._e = [(e / size).astype(np.float32) for e, size in zip(self.e, safe, strict=True)]
-            self._b = [(b / mean).astype(np.float32) for b, mean in zip(self.b, level, strict=True)]
+            self._e = [(e / size).astype(dtype) for e, size in zip(self.e, safe, strict=True)]
+            self._b = [(b / mean).astype(dtype) for b, mean in zip(self.b, level, strict=True)]
         self.positive = np.all([(x >= 0).all(axis=0) for x in a], axis=0)
         self.even = all(bool((b == b[:1]).all()) for b in self.b)  # every unit counts alike: sums of b are no news
         self.pairs = [(i, j) for i in range(self.k) for j in range(i, self.k)]
@@ -349,7 +351,8 @@ class _Sample:
             columns += [*self._b, *(self._e[i] * self._b[j] for i in k for j in k)]
             columns += [self._b[i] * self._b[j] for i, j in pairs]
         width = columns[0].shape[1]
-        sums = counts @ np.concatenate(columns, axis=1)
+        with np.errstate(all="ignore"):
+            sums = counts @ np.concatenate(columns, axis=1)
         parts = iter([sums[:, at * width : (at + 1) * width].astype(np.float64) for at in range(len(columns))])
         e = [next(parts) for _ in k]
         ee = {pair: next(parts) for pair in pairs}

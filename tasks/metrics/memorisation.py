@@ -56,7 +56,7 @@ class TrainingIndex:
 
     def __init__(self, tokens: np.ndarray) -> None:
         self.tokens = np.ascontiguousarray(tokens, dtype=np.int32)
-        self.long = np.unique(gram_hashes(self.tokens, GRAM))
+        self.long = np.sort(gram_hashes(self.tokens, GRAM))
         seeds = gram_hashes(self.tokens, SEED_GRAM)
         self.places = np.argsort(seeds, kind="stable")
         self.seeds = seeds[self.places]
