@@ -8,7 +8,21 @@ import sys
 import pytest
 
 HEAVY = ("torch", "transformers", "pandas", "matplotlib", "datasets", "mauve")
-COMMANDS = ("run", "plan", "status", "table", "methods", "tasks", "scorers", "doctor", "train", "verify", "figures")
+COMMANDS = (
+    "run",
+    "plan",
+    "status",
+    "table",
+    "methods",
+    "tasks",
+    "scorers",
+    "doctor",
+    "train",
+    "verify",
+    "figures",
+    "conform",
+    "new-method",
+)
 CODE = """
 import sys
 from tsdfm_bench.cli import main
