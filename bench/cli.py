@@ -534,12 +534,17 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count parameters and make one step of each stage on random tokens.")
     ] = False,
+    launcher: Annotated[
+        Text, typer.Option("--launcher", metavar="NAME", help="How stages are run: inline, local, ... (default: inline)")
+    ] = None,
+    jobs: Annotated[Text, typer.Option("--jobs", metavar="N", help="Stages at once, where one needs no other.")] = None,
     json: Json = False,
 ) -> None:
     """Train the networks of a scale in dependency order; a stopped training goes on where it was."""
     from tsdfm_bench.commands.train import train_command
 
-    _leave(lambda: train_command(scale, only, out, minutes, threads, task, dry_run, json))
+    settings = {"name": launcher, "jobs": jobs}
+    _leave(lambda: train_command(scale, only, out, minutes, threads, task, dry_run, json, settings))
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 from tsdfm_bench.commands.folders import RUNS
 from tsdfm_bench.console import Phase, Reporter
 from tsdfm_bench.errors import UsageError
+from tsdfm_bench.launch.settings import LauncherSettings, launcher_settings
 from tsdfm_bench.provenance import available_threads, command_line
 from tsdfm_bench.registry import Registry
 from tsdfm_bench.spec import parse_spec, split_list
 from tsdfm_bench.sweep import load_task
 
 if TYPE_CHECKING:
+    from tsdfm_bench.methods.train.recipe import Recipe
     from tsdfm_bench.methods.train.trainer import Progress
 
 INTERRUPTED = 130
@@ -37,6 +39,7 @@ def train_command(
     task: str | None = None,
     dry_run: bool = False,
     as_json: bool = False,
+    launcher: Mapping[str, object] | None = None,
 ) -> int:
     """Train the networks of a scale.
 
@@ -51,6 +54,7 @@ def train_command(
         task: another text than the recipe's.
         dry_run: train nothing, rehearse.
         as_json: print the rehearsal as JSON.
+        launcher: keys of the `[launcher]` table; None as a value = not given.
 
     Returns:
         the exit code; 0 also if the minutes were over before the end.
@@ -82,6 +86,11 @@ def train_command(
     if minutes is not None:  # little is lost when the time is over
         recipe = recipe.model_copy(update={"training": {**recipe.training, "save_every_s": SAVE_EVERY_S}})
     folder = out or RUNS / f"train-{Path(scale).stem}"
+    settings = launcher_settings({key: value for key, value in (launcher or {}).items() if value is not None})
+    if settings.name != "inline":
+        if minutes is not None:
+            raise UsageError(f"--minutes is for training in this process; leave it out with --launcher {settings.name}")
+        return _launched(scale, recipe, folder, stages, task, threads, settings, reporter)
     with _first_alone(processes):
         text = training_text(load_task(parse_spec(recipe.task), Registry()))
     if task is None and recipe.vocab_size not in (0, text.vocab_size):
@@ -110,6 +119,38 @@ def train_command(
     display.close()
     reporter.note(f"Trained networks: {folder}. Use them: tsdfm-bench run --checkpoint {folder}")
     return 0
+
+
+def _launched(
+    scale: str,
+    recipe: Recipe,
+    folder: Path,
+    stages: list[str] | None,
+    task: str | None,
+    threads: int | None,
+    settings: LauncherSettings,
+    reporter: Reporter,
+) -> int:
+    """Train the stages as jobs of a launcher, each after those it needs; the exit code."""
+    from tsdfm_bench.launch import Detached, find_launcher
+    from tsdfm_bench.launch.training import train_works
+
+    works = train_works(scale, recipe, folder, stages, task, threads, lease_s=settings.lease_s)
+    try:
+        results = find_launcher(settings).train(works, folder, reporter)
+    except Detached as detached:
+        reporter.note(str(detached))
+        return 0
+    except KeyboardInterrupt:
+        reporter.note(f"Interrupted; all but the last minute is kept in {folder}. Go on with:\n  {command_line()}")
+        return INTERRUPTED
+    bad = [result for result in results if result["state"] != "done"]
+    for result in bad:
+        why = result.get("error") or f"another process is at it ({', '.join(result.get('busy', ()))})"
+        reporter.note(f"{result['name'].removeprefix('train-')}: {str(why).splitlines()[-1]}", style="red")
+    if not bad:
+        reporter.note(f"Trained networks: {folder}. Use them: tsdfm-bench run --checkpoint {folder}")
+    return 1 if bad else 0
 
 
 @contextmanager

@@ -154,7 +154,9 @@ class Local:
             with reporter.phase("training", sum(w.weight for w in works), len(works), "networks") as phase:
                 watch = Watch(phase, reporter)
                 results = pool.run(
-                    works, lambda work, file, ended: watch.look(file, work.weight, 1, ended), lambda work, result: False
+                    works,
+                    lambda work, file, ended: watch.look(file, work.weight, int(ended), ended),
+                    lambda work, result: False,
                 )
         finally:
             pool.close()

@@ -16,9 +16,9 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from tsdfm_bench.errors import unknown_name
+from tsdfm_bench.errors import UsageError, unknown_name
 from tsdfm_bench.launch import LAUNCHERS
 
 DEFAULT_LEASE_S = 60.0
@@ -72,6 +72,15 @@ class LauncherSettings(BaseModel):
 
     def __str__(self) -> str:
         return self.name
+
+
+def launcher_settings(table: Mapping[str, object]) -> LauncherSettings:
+    """The settings of a table; `UsageError` says what is wrong with it."""
+    try:
+        return LauncherSettings(**{str(key): value for key, value in table.items()})  # type: ignore[arg-type]
+    except ValidationError as error:
+        lines = [str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors()]
+        raise UsageError("\n".join(dict.fromkeys(lines))) from None
 
 
 def launcher_table(value: object) -> dict[str, Any]:

@@ -53,3 +53,43 @@ def test_training_stops_when_the_time_is_over_and_goes_on(here: Here, monkeypatc
         done.append(int(re.search(r"mdlm: (\d+) steps done", result.stderr)[1]))  # type: ignore[index]
     assert 0 < done[0] < done[1] < 100
     assert not (here.folder / "trained" / "mdlm" / "config.json").exists()
+
+
+TWO = """
+[[stage]]
+name = "second"
+kind = "mdlm"
+source = "mask"
+start_from = "mdlm"
+training = {{steps = 3}}
+"""
+
+
+def test_stages_are_jobs_of_a_launcher_each_after_those_it_needs(here: Here) -> None:
+    """The same recipe in one process and as dependent jobs of a worker gives the same weights, bit for bit."""
+    (here.folder / "toy.toml").write_text(RECIPE.format(steps=4) + TWO.format())
+    inline = here.cli("train", "toy.toml", "--out", "inline", "--threads", "1")
+    assert inline.exit_code == 0, inline.stderr
+    local = here.cli(*GIVEN, "--launcher", "local", "--jobs", "2")
+    assert local.exit_code == 0, local.stderr
+    assert "training: 2 networks done" in local.stderr
+    for stage in ("mdlm", "second"):
+        files = [here.folder / folder / stage / "model.safetensors" for folder in ("inline", "trained")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    only = here.cli("train", "toy.toml", "--out", "empty", "--only", "second", "--launcher", "local")
+    assert only.exit_code == 1
+    assert "stage 'second' needs mdlm" in only.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--launcher", "lokal"), "did you mean 'local'"),
+        (("--launcher", "local", "--minutes", "1"), "--minutes is for"),
+    ],
+)
+def test_a_wrong_launcher_of_a_training_is_said(here: Here, options: tuple[str, ...], said: str) -> None:
+    (here.folder / "toy.toml").write_text(RECIPE.format(steps=4))
+    result = here.cli(*GIVEN, *options)
+    assert result.exit_code == 2
+    assert said in result.stderr

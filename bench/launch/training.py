@@ -1,0 +1,169 @@
+"""Trainings as jobs: one stage of a recipe each, after the stages it needs (teacher -> compass -> students).
+
+A stage is trained by one worker at a time: it holds the lease `train-<stage>` in the folder of the checkpoints, checks
+it whenever the trainer reports, and stops if another process has taken over. What is trained already is not trained
+again, and a stage that was stopped goes on from its saved state, bit for bit (`tsdfm_bench.methods.train`).
+
+With several GPUs for one job, the worker starts `accelerate launch` on them and waits.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tsdfm_bench.launch.leases import Holder, Lease, Leases
+from tsdfm_bench.launch.settings import DEFAULT_LEASE_S
+from tsdfm_bench.launch.work import Work
+from tsdfm_bench.spec import parse_spec
+
+if TYPE_CHECKING:
+    from tsdfm_bench.console import Phase, Reporter
+    from tsdfm_bench.methods.train.recipe import Recipe
+    from tsdfm_bench.methods.train.trainer import Progress
+
+LEASES = ".leases"
+
+
+def train_works(
+    scale: str,
+    recipe: Recipe,
+    folder: Path,
+    only: Sequence[str] | None = None,
+    task: str | None = None,
+    threads: int | None = None,
+    gpus: int = 0,
+    lease_s: float = DEFAULT_LEASE_S,
+) -> list[Work]:
+    """A work for every stage asked for.
+
+    Args:
+        scale: name of the recipe, or its TOML file.
+        recipe: loaded.
+        folder: of the checkpoints.
+        only: stages; None = all.
+        task: another text than the recipe's.
+        threads: CPU threads of a worker; None = what its environment says.
+        gpus: of each job.
+        lease_s: see `Leases`.
+    """
+    stages = recipe.select(list(only) if only else None)
+    names = {stage.name for stage in stages}
+    path = Path(scale)
+    return [
+        Work(
+            kind="train",
+            name=f"train-{stage.name}",
+            title=f"train {stage.name}",
+            folder=str(folder.resolve()),
+            settings={"threads": threads, "lease_s": lease_s, "report_s": 1.0, "cwd": str(Path.cwd())},
+            stage={
+                "scale": str(path.resolve()) if scale.endswith(".toml") else scale,
+                "stage": stage.name,
+                "task": task,
+            },
+            needs=[f"train-{need}" for need in stage.needs if need in names],
+            weight=float(recipe.training_of(stage).steps),
+            resources={"gpus": gpus, "cpus": threads or 1},
+        )
+        for stage in stages
+    ]
+
+
+def train_stage_of(work: Work, reporter: Reporter) -> dict[str, Any]:
+    """Train the stage of a work, unless another living process does.
+
+    Returns:
+        fields of the result of `tsdfm_bench.launch.worker.work`.
+
+    Raises:
+        BenchError: a stage it needs is missing, or the recipe is wrong.
+        FloatingPointError: the training diverged.
+        LeaseLost: another process has taken over.
+    """
+    stage = str(work.stage["stage"])
+    folder = Path(work.folder)
+    leases = Leases(folder / LEASES, float(work.settings.get("lease_s", DEFAULT_LEASE_S)))
+    name = f"train-{stage}"
+    lease = leases.take(name, doing=work.title, job=work.name)
+    while isinstance(lease, Holder):
+        if leases.alive(lease):
+            return {"state": "busy", "units": 1, "done": 0, "busy": [name]}
+        leases_wait(leases)
+        lease = leases.take(name, doing=work.title, job=work.name)
+    if lease.taken_over is not None:
+        reporter.note(f"Took over the training of {stage} from {lease.taken_over}; it goes on from its saved state.")
+    with lease:
+        if int(work.resources.get("gpus", 0)) > 1:
+            _on_several(work)
+        else:
+            _here(work, reporter, lease)
+    leases.close()
+    return {"state": "done", "units": 1, "done": 1}
+
+
+def leases_wait(leases: Leases) -> None:
+    """Sleep until a holder may have given the next sign of life."""
+    import time
+
+    time.sleep(min(1.0, leases.lease_s / 4))
+
+
+def _here(work: Work, reporter: Reporter, lease: Lease) -> None:
+    import torch
+
+    from tsdfm_bench.methods.train.command import train_recipe, training_text
+    from tsdfm_bench.methods.train.recipe import load_recipe
+    from tsdfm_bench.registry import Registry
+    from tsdfm_bench.sweep import load_task
+
+    if work.settings.get("threads"):
+        torch.set_num_threads(int(work.settings["threads"]))
+    recipe = load_recipe(str(work.stage["scale"]))
+    if work.stage.get("task"):
+        recipe = recipe.model_copy(update={"task": work.stage["task"]})
+    text = training_text(load_task(parse_spec(recipe.task), Registry()))
+    stage = str(work.stage["stage"])
+    with reporter.phase(f"training {stage}", work.weight, round(work.weight), "steps") as phase:
+        phase.doing(stage)
+        train_recipe(recipe, text, Path(work.folder), [stage], _reporting(phase, lease), lambda text: None)
+
+
+def _reporting(phase: Phase, lease: Lease) -> Any:
+    """What the trainer calls: progress, and the lease is checked."""
+
+    def report(progress: Progress) -> None:
+        lease.tell(done=progress.step, of=progress.steps)
+        lease.check()
+        done = progress.step - phase.count_done
+        if done > 0:
+            phase.advance(done, done)
+        shown = "  ".join(f"{key} {value:.4g}" for key, value in progress.shown.items())
+        phase.doing(f"{progress.name}: {progress.tokens_per_s:,.0f} tokens/s  {shown}")
+
+    return report
+
+
+def accelerate_command(work: Work) -> list[str]:
+    """The command that trains the stage of a work on all GPUs of its job."""
+    stage = work.stage
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(work.resources["gpus"])]
+    command += ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["-m", "tsdfm_bench", "train", str(stage["scale"]), "--only", str(stage["stage"]), "--out", work.folder]
+    return command + (["--task", str(stage["task"])] if stage.get("task") else [])
+
+
+def _on_several(work: Work) -> None:
+    """Train on several GPUs; RuntimeError if that fails (the log says why)."""
+    code = subprocess.run(accelerate_command(work), check=False).returncode
+    if code:
+        raise RuntimeError(f"training {work.stage['stage']} with accelerate ended with exit code {code}; see the log")
+
+
+def with_gpus(works: Sequence[Work], gpus: int) -> list[Work]:
+    """The same works with so many GPUs each."""
+    return [replace(work, resources={**work.resources, "gpus": gpus}) for work in works]
