@@ -142,9 +142,8 @@ def _undone(summary: pd.DataFrame) -> list[str]:
 def _mark_partial(axes: Axes, summary: pd.DataFrame) -> None:
     count = len({cell.id for cell in cells_of(summary) if cell.first["state"] != "done"})
     if count:
-        axes.text(
-            0.0, -0.02, f"partial: {count} cells not done", transform=axes.figure.transFigure, fontsize=5.5, color=FAINT
-        )
+        what = f"partial: {count} cell{'s' * (count > 1)} not done"
+        axes.figure.text(0.995, 0.01, what, ha="right", va="bottom", fontsize=5.5, color=FAINT)
 
 
 def _real_text(axes: Axes, real: Point) -> None:
@@ -348,10 +347,12 @@ def _cost(summary: pd.DataFrame, scorer: str | None, metric: str | None, replica
     found = []
     for frontier in frontiers(summary, scorer, metric):
         spent = {cost: expenses(frontier, cost) for cost in ("calls", "seconds")}
-        if not any(spent.values()):
+        spent = {cost: lines for cost, lines in spent.items() if lines}
+        if not spent:
             continue
-        figure, grid = new_figure(COLUMN_IN, HEIGHT_IN * 1.75, rows=2)
-        names = [line.name for line in (*spent["calls"], *spent["seconds"])]
+        figure, panel = new_figure(COLUMN_IN, 0.3 + 2.2 * len(spent), rows=len(spent), squeeze=False)
+        grid = panel[:, 0]
+        names = [line.name for lines in spent.values() for line in lines]
         look = looks(names)
         rows: list[Row] = []
         panels: dict[Axes, list[Label]] = {}

@@ -1,0 +1,246 @@
+"""Figures: drawn from what is there, refused where nothing is, files that say which rows they show."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tsdfm_bench.results import schema, style
+from tsdfm_bench.results.files import CorruptFile, StoreError
+from tsdfm_bench.results.plots import KINDS, NothingToDraw, draw
+from tsdfm_bench.results.replicates import Replicates
+from tsdfm_bench.results.store import write_table
+
+Make = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def swept(cell: Make) -> list[dict[str, Any]]:
+    """Two generators over temperatures and steps, real text, and a cell that failed."""
+    rows: list[dict[str, Any]] = []
+    for k, temperature in enumerate((0.7, 1.0)):
+        for steps in (8, 64):
+            for name, source in (("mdlm", "mask"), ("tsdfm", "uniform")):
+                settings: dict[str, Any] = {
+                    "source": source,
+                    "steps": steps,
+                    "temperature": temperature,
+                    "calls": steps,
+                }
+                ppl = {"s": 40.0 * 1.3**k - steps / 8, "t": 9.0 + k}
+                rows += cell(name, ppl, 3.6 + k / 5, cell=f"{name}{k}{steps}", **settings)
+    rows += cell("ar", {"s": 20.0, "t": 5.0}, 3.7, steps=None, calls=64)
+    rows += cell("real", {"s": 25.0, "t": 6.0}, 3.7, kind="reference")
+    undone = {"task": "sotu", "kind": "method", "length": 64, "checkpoint": "none", "cell": "f", "label": "sedd"}
+    return [*rows, undone | {"method": "sedd", "state": "failed", "reason": "RuntimeError: boom"}]
+
+
+def trajectories(path: Path) -> None:
+    steps = pd.DataFrame({"step": np.tile(np.arange(4), 20), "sequence": np.repeat(np.arange(20), 4)})
+    arms = [steps.assign(arm=arm, nll_nats=6.0 - steps["step"] * k) for arm, k in (("blind", 0.5), ("shaped", 1.0))]
+    frame = pd.concat(arms).assign(source="mask", t=lambda d: d["step"] / 3, energy=0.0, flips=0.2, committed=0.1)
+    write_table(path, frame.assign(entropy_nats=3.0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_drawn_and_saved(kind: str, swept: list[dict[str, Any]], tmp_path: Path) -> None:
+    trajectories(tmp_path / "trajectories.parquet")
+    summary = schema.from_rows(swept)
+    drawings = draw(kind, summary, replicates=Replicates(summary, tmp_path))
+    assert drawings
+    for drawing in drawings:
+        paths = style.save_figure(
+            drawing.figure, tmp_path, drawing.name, drawing.rows, title=drawing.title, notes=drawing.notes
+        )
+        assert [path.suffix for path in paths] == [".pdf", ".svg", ".png"]
+        for path in paths:
+            about = style.figure_metadata(path)
+            assert (about["title"], about["notes"]) == (drawing.title, drawing.notes)
+            assert about["rows"] == style.rows_used(drawing.rows)["rows"] != []
+            assert about["digest"] == style.rows_used(drawing.rows)["digest"]
+        root = ElementTree.fromstring(paths[1].read_text())
+        assert root.get("role") == "img"
+        assert root[0].text == drawing.title
+        assert drawing.figure.get_figwidth() == style.COLUMN_IN
+        if kind != "trajectory":
+            assert any("sedd (failed)" in note for note in drawing.notes)
+            assert "partial: 1 cell not done" in all_text(drawing.figure)
+            assert any(row["method"] == "real" for row in drawing.rows) or kind == "cost"
+
+
+def all_text(figure: Any) -> str:
+    from matplotlib.text import Text
+
+    return "\n".join(text.get_text() for text in figure.findobj(Text))
+
+
+def test_frontier_shows_points_labels_and_the_reading(swept: list[dict[str, Any]]) -> None:
+    first, second = draw("frontier", schema.from_rows(swept))
+    assert (first.name, second.name) == ("frontier-s", "frontier-t")
+    (axes,) = first.figure.axes
+    assert axes.get_yscale() == "log"
+    drawn = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_label() == "mdlm mask, 8 steps"]
+    assert drawn[0].get_xdata().tolist() == pytest.approx([3.6, 3.8])
+    assert "mdlm mask\n8 steps" in all_text(first.figure)
+    readings = [note for note in first.notes if "at the entropy of real text" in note]
+    assert any(note.startswith("mdlm mask, 8 steps: gen-PPL") and "(3.700 nats)" in note for note in readings)
+    assert any(note.startswith("ar: entropy") or "one point at" in note for note in first.notes)
+
+
+def test_labels_neither_overlap_nor_leave_the_figure(swept: list[dict[str, Any]]) -> None:
+    from matplotlib.text import Text
+
+    for kind in ("frontier", "steps", "cost"):
+        figure = draw(kind, schema.from_rows(swept))[0].figure
+        figure.draw_without_rendering()
+        width, height = figure.get_size_inches() * figure.dpi
+        boxes = [Text.get_window_extent(t) for axes in figure.axes for t in axes.texts if t.get_text()]
+        boxes += [t.get_window_extent() for t in figure.texts]
+        assert boxes
+        for i, box in enumerate(boxes):
+            assert box.x1 <= width + 1
+            assert -1 <= box.y0 <= box.y1 <= height + 1
+            assert not any(box.overlaps(other) for other in boxes[i + 1 :])
+
+
+def test_equal_results_give_equal_bytes(swept: list[dict[str, Any]], tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (drawing,) = draw("frontier", schema.from_rows(swept), scorer="s")
+        style.save_figure(drawing.figure, tmp_path / folder, "f", drawing.rows)
+    for suffix in style.FORMATS:
+        assert (tmp_path / "a" / f"f.{suffix}").read_bytes() == (tmp_path / "b" / f"f.{suffix}").read_bytes()
+
+
+def test_missing_rows_are_told_with_what_to_run(summary: pd.DataFrame, cell: Make, tmp_path: Path) -> None:
+    for kind, words in (("frontier", "--temperatures"), ("trajectory", "trajectories.parquet")):
+        with pytest.raises(NothingToDraw, match=words):
+            draw(kind, summary)
+    lone = schema.from_rows(cell("mdlm", {"s": 9.0}, 3.7, steps=8))
+    for kind, words in (("steps", "--steps"), ("cost", "cost")):
+        with pytest.raises(NothingToDraw, match=words):
+            draw(kind, lone[lone["metric"] != "sequences_per_second"])
+    with pytest.raises(NothingToDraw, match="--metrics mauve"):
+        draw("mauve", lone[lone["metric"] != "mauve"])
+    with pytest.raises(NothingToDraw, match="scorers with results: char-rnn, smollm2"):
+        draw("steps", summary, scorer="gpt2")
+    with pytest.raises(ValueError, match="unknown kind"):
+        draw("pie", summary)
+    for kind in KINDS:
+        with pytest.raises(NothingToDraw):
+            draw(kind, schema.empty())
+
+
+def test_values_that_are_not_finite_are_left_out(swept: list[dict[str, Any]]) -> None:
+    for row in swept:
+        if row.get("cell") == "mdlm164" and row["metric"].startswith("gen_ppl"):
+            row |= {"value": float("inf") if row["scorer"] == "s" else None, "low": None, "high": None, "reason": "nan"}
+    for kind in ("frontier", "steps", "cost"):
+        for drawing in draw(kind, schema.from_rows(swept)):
+            used = [row for row in drawing.rows if row["metric"].startswith("gen_ppl")]
+            assert not any(row["cell"] == "mdlm164" for row in used)
+
+
+def test_texts_and_lengths_never_share_a_panel(swept: list[dict[str, Any]]) -> None:
+    longer = [row | {"length": 128, "cell": row["cell"] + "L"} for row in swept if row.get("state") != "failed"]
+    drawings = draw("frontier", schema.from_rows([*swept, *longer]), scorer="s")
+    assert [d.name for d in drawings] == ["frontier-s-1", "frontier-s-2"]
+    for drawing in drawings:
+        assert len({row["length"] for row in drawing.rows}) == 1
+
+
+# ------------------------------------------------------------------------------------------------------- style
+
+
+def test_methods_keep_their_colour() -> None:
+    one = style.looks(["tsdfm uniform", "mdlm mask", "mine"])
+    two = style.looks(["mdlm mask", "tsdfm mask, 8 steps", "tsdfm uniform"])
+    assert one["tsdfm uniform"]["color"] == two["tsdfm uniform"]["color"] == two["tsdfm mask, 8 steps"]["color"]
+    assert two["tsdfm uniform"]["linestyle"] != two["tsdfm mask, 8 steps"]["linestyle"]
+    assert len({look["color"] for look in one.values()}) == 3
+
+
+def test_label_text_is_readable_on_white() -> None:
+    for color in style.PALETTE:
+        dark = style.text_colour(color)
+        rgb = [int(dark[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        assert 1.05 / (style._luminance(*rgb) + 0.05) >= 4.4
+
+
+def test_colours_differ_under_colour_blindness() -> None:
+    """Deuteranopia and protanopia (Machado et al. 2009, severity 1): every two colours stay apart."""
+    matrices = {
+        "protanopia": [
+            [0.152286, 1.052583, -0.204868],
+            [0.114503, 0.786281, 0.099216],
+            [-0.003882, -0.048116, 1.051998],
+        ],
+        "deuteranopia": [
+            [0.367322, 0.860646, -0.227968],
+            [0.280085, 0.672501, 0.047413],
+            [-0.01182, 0.04294, 0.968881],
+        ],
+    }
+    rgb = np.array([[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in style.PALETTE])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    for matrix in matrices.values():
+        seen = np.clip(linear @ np.array(matrix).T, 0, 1) ** (1 / 2.2)
+        for i in range(len(seen)):
+            for j in range(i):
+                assert np.linalg.norm(seen[i] - seen[j]) > 0.12
+
+
+def test_spreading_keeps_order_and_room() -> None:
+    placed = style.spread([1.0, 1.5, 1.6, 9.0], [2.0] * 4, 0.0, 20.0)
+    assert np.diff(placed).min() >= 2.0 - 1e-9
+    assert placed[3] == 9.0
+    assert min(style.spread([0.0, 0.1], [2.0, 2.0], 0.0, 9.0)) >= 1.0
+    top = style.spread([8.9, 9.0], [2.0, 2.0], 0.0, 10.0)
+    assert max(top) <= 9.0
+    assert style.spread([], [], 0, 1) == []
+
+
+def test_metadata_of_foreign_and_damaged_files(tmp_path: Path) -> None:
+    for name in ("x.png", "x.svg", "x.pdf", "x.txt"):
+        (tmp_path / name).write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
+        with pytest.raises(CorruptFile, match="says nothing about the rows"):
+            style.figure_metadata(tmp_path / name)
+    with pytest.raises(StoreError, match="no such file"):
+        style.figure_metadata(tmp_path / "none.png")
+
+
+def test_hostile_titles_stay_text(tmp_path: Path) -> None:
+    with style.styled():
+        figure, axes = style.new_figure()
+        axes.plot([1, 2], [1, 2])
+        title = '</title><script>alert(1)</script> (a\\) "q" \u202e é'
+        row = {"cell": "c", "metric": "m", "scorer": title, "value": float("nan"), "low": None, "high": None, "n": 3}
+        paths = style.save_figure(figure, tmp_path, "f", [row], title=title, notes=[title])
+    for path in paths:
+        assert style.figure_metadata(path)["notes"] == [title]
+    assert not re.search(r"<script", paths[1].read_text())
+    with pytest.raises(StoreError):
+        style.save_figure(figure, tmp_path, "../f", [row])
+
+
+def test_unwritable_output_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with style.styled():
+        figure, _ = style.new_figure()
+        with pytest.raises(StoreError, match="cannot"):
+            style.save_figure(figure, tmp_path / "file", "f", [])
+
+
+def test_global_style_is_untouched() -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    with style.styled():
+        assert matplotlib.rcParams["font.size"] == 7.0
+    assert dict(matplotlib.rcParams) == before
