@@ -19,7 +19,8 @@ from tsdfm_bench.api import ScorerInfo
 from tsdfm_bench.errors import AssetError
 from tsdfm_bench.tasks.assets import Asset, HubFile, Package
 from tsdfm_bench.tasks.scorers.gguf import is_converted, obtain_converted
-from tsdfm_bench.tasks.scorers.transformer import OPTIONS, CausalLM, features_text, read_model
+from tsdfm_bench.tasks.scorers.hub import read_model
+from tsdfm_bench.tasks.scorers.transformer import OPTIONS, CausalLM, features_text
 
 __all__ = ["CausalLM", "Gemma3", "PinnedLM", "SmolLM2"]
 
@@ -108,16 +109,19 @@ class PinnedLM(CausalLM):
     def load(cls, params: Mapping[str, object], device: str) -> CausalLM:
         """Read the model, obtaining it first if need be."""
         info = cls.describe(params)
-        model, tokenizer = read_model(cls.fetch(params), info.dtype)
-        network: nn.Module = model.to(device).eval()
-        return cls(network, tokenizer, info, cls.settings_of(params))
+        settings = cls.settings_of(params)
+        model, tokenizer = read_model(cls.fetch(params), info.dtype, settings["device_map"])
+        network: nn.Module = (model if settings["device_map"] else model.to(device)).eval()
+        return cls(network, tokenizer, info, settings)
 
 
 class SmolLM2(PinnedLM):
     """The scorer `smollm2`."""
 
     registered = "smollm2"
-    options: Mapping[str, Any] = {name: value for name, value in OPTIONS.items() if name not in {"name", "revision"}}
+    options: Mapping[str, Any] = {
+        name: value for name, value in OPTIONS.items() if name not in {"name", "revision", "lossy"}
+    }
     asset = SMOLLM2
     context = "<|endoftext|>"
     parameters = 134_515_008

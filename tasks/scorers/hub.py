@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from tsdfm_bench.errors import AssetError
+from tsdfm_bench.errors import AssetError, hub_reason
 from tsdfm_bench.tasks.assets import file_sha256, hub_refusal
 
 PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -45,7 +45,7 @@ def obtain_model(name: str, revision: str | None = None) -> tuple[Path, str]:
             return cached, cached.name
         tried.append("  local hub cache: incomplete")
     except Exception as error:  # every kind of "not in the cache", whatever the version of the client
-        tried.append(f"  local hub cache: {_first_line(error)}")
+        tried.append(f"  local hub cache: {hub_reason(error, name, revision)}")
     refusal = hub_refusal()
     if refusal is None:
         try:
@@ -55,7 +55,7 @@ def obtain_model(name: str, revision: str | None = None) -> tuple[Path, str]:
         except AssetError:
             raise
         except Exception as error:  # every kind of "not from the hub": unknown name, gated, network
-            refusal = _first_line(error)
+            refusal = hub_reason(error, name, revision)
     tried.append(f"  model hub: {refusal}")
     advice = "Give a folder with config.json, tokenizer files and *.safetensors: --scorers hf:/path/to/folder; "
     advice += "or use the judges that need no hub: --scorers char-rnn,smollm2"
@@ -105,6 +105,33 @@ def parameter_count(folder: Path) -> int:
     return total
 
 
+def read_model(folder: Path, dtype: str, device_map: str | None = None) -> tuple[Any, Any]:
+    """Model and tokenizer of a folder with safetensors; nothing is fetched and no code of the folder is run."""
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from tsdfm_bench.tasks.scorers.gguf import quiet_transformers
+
+    try:
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(
+                str(folder),
+                dtype=getattr(torch, dtype),
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                **({"device_map": device_map} if device_map else {}),
+            )
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise AssetError(f"{folder} cannot be read as a causal language model: {reason}") from error
+    if len(tokenizer) == 0:
+        raise AssetError(f"the tokenizer in {folder} is empty; its vocabulary files are missing or of another format")
+    return model, tokenizer
+
+
 def _snapshot(name: str, revision: str | None, local: bool) -> Path:
     from huggingface_hub import snapshot_download
 
@@ -148,8 +175,3 @@ def _config(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise AssetError(f"{folder / 'config.json'} is not JSON: {error}") from error
     return loaded
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:300]

@@ -8,12 +8,15 @@ log-softmax is taken in float32: no (batch, length, vocabulary) array exists. Eq
 Features for MAUVE come from the same pass: the mean of the last hidden states after the first `feature_tokens` tokens
 (all but the last, where a text is shorter), so that all texts are pooled over equally many tokens.
 
+If the device runs out of memory, the forward passes are halved and the scores are the same. Judges with equal
+tokenizers share one tokenisation (`tokens.py`).
+
 Only safetensors are read and no code of a repository is run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,13 +26,15 @@ from torch import Tensor, nn
 from tsdfm_bench.api import ScoreBatch, ScorerInfo
 from tsdfm_bench.errors import AssetError, UsageError
 from tsdfm_bench.tasks.options import read_options
-from tsdfm_bench.tasks.scorers.units import END_OF_TEXT, byte_count, split_at_end_of_text
+from tsdfm_bench.tasks.scorers.hub import read_model
+from tsdfm_bench.tasks.scorers.tokens import SHARED, end_of_text_id, fingerprint, require_round_trip, token_id
+from tsdfm_bench.tasks.scorers.units import byte_count, split_at_end_of_text
 from tsdfm_bench.tasks.scorers.windows import Window, batches_of, windows_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "float16")
 HEAD_POSITIONS = 256
 OPTIONS: dict[str, Any] = {
     "name": "",
@@ -41,15 +46,18 @@ OPTIONS: dict[str, Any] = {
     "context": None,
     "feature_tokens": 32,
     "batch_tokens": 1024,
+    "device_map": None,
+    "lossy": False,
 }
 
 
 class CausalLM:
     """The scorer `hf:NAME`, NAME a hub name or a folder; base of the judges with a pinned file (`causal_lm.py`).
 
-    Options: `dtype` (float32 by default everywhere, so that rows compare; bfloat16), `window`, `stride`, `context` (the
-    context token's text), `feature_tokens`, `batch_tokens` (inputs of one forward pass; no influence on the scores),
-    `path` (folder or file), `revision` (of the hub).
+    Options: `dtype` (float32 by default everywhere, so that rows compare; bfloat16, float16), `window`, `stride`,
+    `context` (the context token's text), `feature_tokens`, `batch_tokens` (inputs of one forward pass; no influence on
+    the scores), `path` (folder or file), `revision` (of the hub), `device_map` (auto: spread over all GPUs), `lossy`
+    (accept a tokenizer that does not give texts back).
     """
 
     registered = "hf"
@@ -61,9 +69,11 @@ class CausalLM:
         self.settings = settings
         self.body: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
         self.head: nn.Module = model.get_output_embeddings()
-        self.device: torch.device = model.get_output_embeddings().weight.device
-        self.context_id = _token_id(tokenizer, info.context, info.name)
-        self.end_id = _end_of_text_id(tokenizer)
+        self.device: torch.device = model.get_input_embeddings().weight.device
+        self.budget: int = settings["batch_tokens"]
+        self.context_id = token_id(tokenizer, info.context, info.name)
+        self.end_id = end_of_text_id(tokenizer)
+        self.fingerprint = fingerprint(tokenizer, self.end_id)
         self.split_head = self._output_layer_is_last()
         self.info = info
 
@@ -139,8 +149,11 @@ class CausalLM:
         settings = cls.settings_of(params)
         folder = cls.fetch(params)
         info = cls.describe(params)
-        model, tokenizer = read_model(folder, info.dtype)
-        return cls(model.to(device).eval(), tokenizer, info, settings)
+        _require_dtype(info, device)
+        model, tokenizer = read_model(folder, info.dtype, settings["device_map"])
+        if not settings["lossy"]:
+            require_round_trip(tokenizer, info.name)
+        return cls((model if settings["device_map"] else model.to(device)).eval(), tokenizer, info, settings)
 
     def networks(self) -> Mapping[str, nn.Module]:
         """The body (everything but the output layer), under the role "scorer"."""
@@ -165,6 +178,9 @@ class CausalLM:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without context token; end-of-text markers become the scorer's own end-of-text."""
+        return SHARED.ids(self.fingerprint, text, self._encode)
+
+    def _encode(self, text: str) -> list[int]:
         tokens: list[int] = []
         for index, piece in enumerate(split_at_end_of_text(text)):
             if index:
@@ -183,13 +199,36 @@ class CausalLM:
             for window in windows_of(index, ids, self.context_id, info.window, info.stride)
         ]
         with torch.inference_mode():
-            for batch in batches_of(windows, self.settings["batch_tokens"]):
-                scores, pooled = self._score_batch(batch)
-                for window, score, feature in zip(batch, scores, pooled, strict=True):
-                    nll[window.text][window.first : window.first + len(score)] = score
-                    if window.first == 0:
-                        features[window.text] = feature
+            for batch in batches_of(windows, self.budget):
+                for part, scores, pooled in self._within_memory(batch):
+                    for window, score, feature in zip(part, scores, pooled, strict=True):
+                        nll[window.text][window.first : window.first + len(score)] = score
+                        if window.first == 0:
+                            features[window.text] = feature
         return nll, features
+
+    def _within_memory(
+        self, batch: Sequence[Window]
+    ) -> Iterator[tuple[Sequence[Window], Sequence[np.ndarray], np.ndarray]]:
+        """The batch, or halves of it as long as the device has too little memory; the budget stays halved."""
+        try:
+            scores, pooled = self._score_batch(batch)
+        except torch.OutOfMemoryError as error:
+            if len(batch) == 1:
+                raise AssetError(
+                    f"scorer '{self.info.name}': one window of {len(batch[0].inputs)} tokens does not fit into "
+                    f"the memory of {self.device}. Choose a smaller window, dtype=bfloat16, device_map=auto or "
+                    "--device cpu"
+                ) from error
+        else:
+            yield batch, scores, pooled
+            return
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.budget = max(1, self.budget // 2)
+        middle = len(batch) // 2
+        yield from self._within_memory(batch[:middle])
+        yield from self._within_memory(batch[middle:])
 
     def _score_batch(self, batch: Sequence[Window]) -> tuple[list[np.ndarray], np.ndarray]:
         device = self.device
@@ -203,7 +242,7 @@ class CausalLM:
         at = torch.from_numpy(rows).to(device), torch.from_numpy(positions).to(device)
 
         hidden, nll = self._hidden_and_nll(torch.from_numpy(inputs).to(device), at, targets)
-        pooled = _pool(hidden, torch.tensor(lengths, device=device), self.settings["feature_tokens"])
+        pooled = _pool(hidden, torch.tensor(lengths, device=hidden.device), self.settings["feature_tokens"])
         ends = np.cumsum([len(window.targets) for window in batch])[:-1]
         return np.split(nll.cpu().numpy(), ends), pooled.cpu().numpy()
 
@@ -219,6 +258,7 @@ class CausalLM:
             ]
             return outputs.hidden_states[-1], torch.cat(nll)
         hidden = self.body(input_ids=inputs, use_cache=False).last_hidden_state
+        at = at[0].to(hidden.device), at[1].to(hidden.device)  # the last of several devices
         chunks = zip(hidden[at].split(HEAD_POSITIONS), targets.split(HEAD_POSITIONS), strict=True)
         return hidden, torch.cat([_nll(self.head(states), wanted) for states, wanted in chunks])
 
@@ -228,36 +268,18 @@ class CausalLM:
         with torch.inference_mode():
             whole = self.model(input_ids=probe, use_cache=False).logits
             parts = self.head(self.body(input_ids=probe, use_cache=False).last_hidden_state)
-        return whole.shape == parts.shape and torch.allclose(whole.float(), parts.float(), rtol=1e-3, atol=1e-3)
+        return whole.shape == parts.shape and torch.allclose(
+            whole.cpu().float(), parts.cpu().float(), rtol=1e-3, atol=1e-3
+        )
 
 
-def read_model(folder: Path, dtype: str) -> tuple[Any, Any]:
-    """Model and tokenizer of a folder with safetensors; nothing is fetched and no code of the folder is run."""
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from tsdfm_bench.tasks.scorers.gguf import quiet_transformers
-
-    try:
-        with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(
-                str(folder),
-                dtype=getattr(torch, dtype),
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise AssetError(f"{folder} cannot be read as a causal language model: {reason}") from error
-    if len(tokenizer) == 0:
-        raise AssetError(f"the tokenizer in {folder} is empty; its vocabulary files are missing or of another format")
-    return model, tokenizer
+def _require_dtype(info: ScorerInfo, device: str) -> None:
+    if info.dtype == "bfloat16" and device.startswith("cuda") and not torch.cuda.is_bf16_supported():
+        raise UsageError(f"{device} does not compute in bfloat16: scorer '{info.name}' needs dtype=float16 or float32")
 
 
 def _nll(logits: Tensor, targets: Tensor) -> Tensor:
-    logits = logits.float()
+    logits, targets = logits.float(), targets.to(logits.device)
     return torch.logsumexp(logits, dim=-1) - logits.gather(1, targets[:, None])[:, 0]
 
 
@@ -280,20 +302,3 @@ def _named(settings: Mapping[str, Any]) -> str:
 def features_text(settings: Mapping[str, Any]) -> str:
     """What the features are, for `ScorerInfo.features`."""
     return f"mean of the last hidden states after the first {settings['feature_tokens']} tokens"
-
-
-def _token_id(tokenizer: Any, token: str, scorer: str) -> int:
-    index = tokenizer.convert_tokens_to_ids(token)
-    if index is None or (index == tokenizer.unk_token_id and token != tokenizer.unk_token):
-        raise UsageError(f"context token {token!r} of scorer '{scorer}' is not in its vocabulary; set option 'context'")
-    return int(index)
-
-
-def _end_of_text_id(tokenizer: Any) -> int:
-    """The token a text ends with: `<|endoftext|>` where it exists, else the tokenizer's end-of-sequence token."""
-    vocabulary = tokenizer.get_vocab()
-    if END_OF_TEXT in vocabulary:
-        return int(vocabulary[END_OF_TEXT])
-    if tokenizer.eos_token_id is None:
-        raise AssetError("the scorer's tokenizer has no end-of-text token")
-    return int(tokenizer.eos_token_id)

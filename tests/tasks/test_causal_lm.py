@@ -228,7 +228,7 @@ def test_unknown_model_offline_lists_what_was_tried():
     ("params", "message"),
     [
         ({}, "hf:NAME"),
-        ({"name": "x", "dtype": "float16"}, "dtype"),
+        ({"name": "x", "dtype": "int8"}, "dtype"),
         ({"name": "x", "window": 8, "stride": 8}, "stride"),
         ({"name": "x", "windw": 8}, "window"),
         ({"name": "x", "feature_tokens": 0}, "feature_tokens"),
@@ -263,3 +263,105 @@ def test_gemma_shows_its_terms_until_they_are_accepted(monkeypatch):
     monkeypatch.delenv("TSDFM_BENCH_ACCEPT_GEMMA_TERMS")
     with pytest.raises(AssetError, match="could not obtain Gemma"):
         Gemma3.fetch({"accept_terms": "true"})
+
+
+def test_forward_passes_are_halved_when_memory_is_short(folder, monkeypatch):
+    """Rows that fit differ from device to device; the scores do not, and the smaller size is kept."""
+    expected = CausalLM.load({"name": str(folder)}, "cpu").score(TEXTS)
+    scorer = CausalLM.load({"name": str(folder)}, "cpu")
+    whole = scorer._score_batch
+    rows = []
+
+    def short_of_memory(batch):
+        rows.append(len(batch))
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return whole(batch)
+
+    monkeypatch.setattr(scorer, "_score_batch", short_of_memory)
+    scores = scorer.score(TEXTS)
+    assert max(rows) > 2
+    assert scorer.budget < scorer.settings["batch_tokens"]
+    for ours, theirs in zip(scores.nll, expected.nll, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+    np.testing.assert_allclose(scores.features, expected.features, atol=2e-5)
+
+
+def test_a_window_that_does_not_fit_alone_says_what_to_choose(folder, monkeypatch):
+    scorer = CausalLM.load({"name": str(folder)}, "cpu")
+
+    def no_memory(_batch):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(scorer, "_score_batch", no_memory)
+    with pytest.raises(AssetError, match=r"one window of .* does not fit.*smaller window, dtype=bfloat16"):
+        scorer.score(["some text"])
+
+
+def test_judges_with_equal_tokenizers_share_one_tokenisation(folder, tmp_path, monkeypatch):
+    from tsdfm_bench.tasks.scorers import transformer
+    from tsdfm_bench.tasks.scorers.tokens import TokenMemory
+
+    monkeypatch.setattr(transformer, "SHARED", TokenMemory())
+    save_model(tmp_path, LlamaForCausalLM, LlamaConfig(vocab_size=258, **{**SIZES, "num_hidden_layers": 1}))
+    first, second = (CausalLM.load({"name": str(path)}, "cpu") for path in (folder, tmp_path))
+    assert first.fingerprint == second.fingerprint
+    before = first.score(TEXTS)
+    monkeypatch.setattr(second, "_encode", lambda _: pytest.fail("tokenised twice"))
+    after = second.score(TEXTS)
+    for ours, theirs in zip(before.units, after.units, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_memory_of_tokens_is_bounded():
+    from tsdfm_bench.tasks.scorers.tokens import TokenMemory
+
+    memory = TokenMemory(most_tokens=10)
+    calls = []
+
+    def encode(text: str) -> list[int]:
+        calls.append(text)
+        return [1] * 4
+
+    for text in ("a", "b", "a", "c", "a"):
+        assert memory.ids("t", text, encode) == [1] * 4
+        assert memory.kept <= 10
+    assert calls == ["a", "b", "c", "a"]
+    memory.ids("", "a", encode)  # a tokenizer that cannot be described shares nothing
+    memory.ids("", "a", encode)
+    assert calls[-2:] == ["a", "a"]
+
+
+def test_a_tokenizer_that_changes_texts_is_refused(tmp_path):
+    from tokenizers import normalizers
+
+    save_model(tmp_path, LlamaForCausalLM, LlamaConfig(vocab_size=258, **SIZES))
+    table = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    table.normalizer = normalizers.Lowercase()
+    table.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UsageError, match=r"does not give a text back.*lossy=true"):
+        CausalLM.load({"name": str(tmp_path)}, "cpu")
+    assert CausalLM.load({"name": str(tmp_path), "lossy": "true"}, "cpu").score(["A"]).units[0].size == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("GatedRepoError", "is gated: accept its licence.*log in"),
+        ("RepositoryNotFoundError", "there is no meta/model, or it is private"),
+        ("RevisionNotFoundError", "has no revision 'v9'"),
+    ],
+)
+def test_what_the_hub_refuses_is_explained(monkeypatch, kind, message):
+    from huggingface_hub import errors
+
+    from tsdfm_bench.tasks.scorers import hub
+
+    def refuse(*_args, **_settings):
+        cls = getattr(errors, kind)
+        raise cls.__new__(cls, "refused")
+
+    monkeypatch.setattr(hub, "_snapshot", refuse)
+    monkeypatch.setattr(hub, "hub_refusal", lambda: None)
+    with pytest.raises(AssetError, match=message):
+        CausalLM.describe({"name": "meta/model", "revision": "v9"})

@@ -1,0 +1,88 @@
+"""Tokenizers of judges: special tokens, a check, and one tokenisation for all judges whose tokenizers agree.
+
+Judges read the same texts one after another. Ids are remembered by the hash of the text under a fingerprint of the
+tokenizer (its whole definition, and the id that ends a text), so the second judge of a family (gpt2 and gpt2-large, two
+sizes of one Llama) tokenises nothing. The memory is bounded; what does not fit is tokenised again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tsdfm_bench.errors import AssetError, UsageError
+from tsdfm_bench.tasks.scorers.units import END_OF_TEXT
+
+PROBE = "The State of the Union: 1,234 é?"
+MOST_TOKENS = 64_000_000  # 256 MB as int32
+
+
+class TokenMemory:
+    """Ids of texts, by tokenizer and text.
+
+    Args:
+        most_tokens: forget everything when more would be kept.
+    """
+
+    def __init__(self, most_tokens: int = MOST_TOKENS) -> None:
+        self.most_tokens = most_tokens
+        self.kept = 0
+        self._ids: dict[tuple[str, bytes], np.ndarray] = {}
+
+    def ids(self, fingerprint: str, text: str, encode: Callable[[str], list[int]]) -> list[int]:
+        """The ids of a text, from `encode` if they are not remembered; nothing is kept without a fingerprint."""
+        if not fingerprint:
+            return encode(text)
+        key = (fingerprint, hashlib.sha256(text.encode(errors="surrogatepass")).digest())
+        if key not in self._ids:
+            ids = np.asarray(encode(text), dtype=np.int32)
+            if self.kept + ids.size > self.most_tokens:
+                self._ids.clear()
+                self.kept = 0
+            self._ids[key] = ids
+            self.kept += ids.size
+        found: list[int] = self._ids[key].tolist()
+        return found
+
+
+SHARED = TokenMemory()
+
+
+def fingerprint(tokenizer: Any, end_id: int) -> str:
+    """What two tokenizers that agree have in common, or "" for one that cannot be described."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not hasattr(backend, "to_str"):
+        return ""
+    return hashlib.sha256(f"{end_id}\x1f{backend.to_str()}".encode()).hexdigest()
+
+
+def require_round_trip(tokenizer: Any, name: str) -> None:
+    """Raise UsageError if the tokenizer changes a text: its NLLs would be those of another one."""
+    ids = tokenizer(PROBE, add_special_tokens=False, verbose=False)["input_ids"]
+    back = str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    if back.strip() != PROBE:
+        raise UsageError(
+            f"the tokenizer of scorer '{name}' does not give a text back ({PROBE!r} became {back!r}): bits per byte "
+            "and perplexity would be those of another text. Choose another scorer, or accept it with lossy=true"
+        )
+
+
+def token_id(tokenizer: Any, token: str, scorer: str) -> int:
+    """The id of a token by its text; raises UsageError if there is none."""
+    index = tokenizer.convert_tokens_to_ids(token)
+    if index is None or (index == tokenizer.unk_token_id and token != tokenizer.unk_token):
+        raise UsageError(f"context token {token!r} of scorer '{scorer}' is not in its vocabulary; set option 'context'")
+    return int(index)
+
+
+def end_of_text_id(tokenizer: Any) -> int:
+    """The token a text ends with: `<|endoftext|>` where it exists, else the tokenizer's end-of-sequence token."""
+    vocabulary = tokenizer.get_vocab()
+    if END_OF_TEXT in vocabulary:
+        return int(vocabulary[END_OF_TEXT])
+    if tokenizer.eos_token_id is None:
+        raise AssetError("the scorer's tokenizer has no end-of-text token")
+    return int(tokenizer.eos_token_id)
