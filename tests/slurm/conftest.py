@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,14 @@ class Cluster:
     def slurm(self, *command: str) -> str:
         """The output of a Slurm command."""
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+    def revive(self) -> None:
+        """Bring the node back into service; one that has come back by itself needs nothing."""
+        subprocess.run(["scontrol", "update", "nodename=node0", "state=resume"], capture_output=True, timeout=60)
+        end = time.monotonic() + 60
+        while not self.slurm("sinfo", "--noheader", "--format=%T").strip().startswith(("idle", "mixed", "allocated")):
+            assert time.monotonic() < end, self.slurm("sinfo")
+            time.sleep(0.2)
 
     def states(self, name: str = "") -> dict[str, str]:
         """Job (array element) id -> state of all jobs the controller remembers, by default of every name."""

@@ -1,7 +1,6 @@
 """A sweep on a real cluster: whatever becomes of its jobs, it ends complete and equal to one that ran in one process.
 
-The methods and scorers are those of tests/bench/fakes.py: each batch takes as long as a test wants. `slow_s` is an
-option of the method and so a part of what a cell is; the draws do not depend on it.
+The methods and scorers are those of tests/bench/fakes.py; in the jobs each batch takes as long as FAKES_SLOW_S says.
 """
 
 from __future__ import annotations
@@ -13,13 +12,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from tsdfm_bench.cli import app
 from tsdfm_bench.launch.slurm_jobs import job_name, records
 from tsdfm_bench.launch.work import launches
 from tsdfm_bench.results.schema import read_summary
@@ -30,8 +31,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slurm
 FAKES = Path(__file__).parent.parent / "bench" / "fakes.py"
-PATIENCE_S = 120.0
-SLOW = "counter[slow_s=0.7]"
+PATIENCE_S = 180.0
 
 
 class Site:
@@ -50,17 +50,24 @@ class Site:
 
     def command(self, out: str, methods: str, samples: int, *more: str) -> list[str]:
         """`tsdfm-bench run` over the fakes."""
-        program = [sys.executable, "-m", "tsdfm_bench", "run", "--plugin", str(FAKES), "--task", "tiny"]
+        program = ["run", "--plugin", str(FAKES), "--task", "tiny"]
         what = ["--methods", methods, "--scorers", "toy", "--metrics", "letters", "--steps", "2"]
         size = ["--samples", str(samples), "--batch-size", "4", "--threads", "1", "--out", out]
         return [*program, *what, *size, *more]
 
-    def start(self, slurm: str, methods: str = SLOW, samples: int = 24, *more: str) -> subprocess.Popen[str]:
+    def start(
+        self, slurm: str, samples: int = 24, slow_s: float = 0.0, methods: str = "counter"
+    ) -> subprocess.Popen[str]:
         """A launcher that waits for its jobs."""
         keys = f"poll=1,cpus_per_task=1,{slurm}"
-        command = self.command("out", methods, samples, "--launcher", "slurm", "--slurm", keys, "--lease", "3", *more)
+        command = self.command("out", methods, samples, "--launcher", "slurm", "--slurm", keys, "--lease", "3")
         return subprocess.Popen(
-            command, cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ
+            [sys.executable, "-m", "tsdfm_bench", *command],
+            cwd=self.folder,
+            text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "FAKES_SLOW_S": str(slow_s)},
         )
 
     def end(self, launcher: subprocess.Popen[str], code: int = 0) -> str:
@@ -78,9 +85,15 @@ class Site:
                 raise AssertionError(f"the launcher has ended: {launcher.communicate()[1]}")
             time.sleep(0.1)
 
-    def under_way(self) -> bool:
-        """Whether some, but not all, batches of the method are there."""
-        return any(len(self.out.completed_batches(cell)) >= 2 for cell in self.method_cells())
+    def batches(self) -> int:
+        """Batches of the method that are there."""
+        return sum(len(self.out.completed_batches(cell)) for cell in self.method_cells())
+
+    def some_more(self, launcher: subprocess.Popen[str]) -> str:
+        """Wait until a running job has made some batches; returns its id."""
+        before = self.batches()
+        self.until(lambda: self.batches() >= before + 2 and bool(self.sampling_job()), launcher)
+        return self.sampling_job()
 
     def method_cells(self) -> list[str]:
         """Ids of the method's cells."""
@@ -109,12 +122,12 @@ class Site:
         """How often jobs were submitted."""
         return sum(len(records(launch)) for launch in launches(self.out))
 
-    def check(self, methods: str = SLOW, samples: int = 24) -> None:
+    def check(self, samples: int = 24, methods: str = "counter") -> None:
         """The run folder holds what a run in one process gives, and nothing but that."""
         inline = RunFolder(self.inline / re.sub(r"\W", "-", f"{methods}-{samples}"))
         if not inline.plan_path.exists():
-            command = self.command(str(inline.root), methods, samples, "--launcher", "inline")
-            subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S)
+            done = CliRunner().invoke(app, self.command(str(inline.root), methods, samples, "--launcher", "inline"))
+            assert done.exit_code == 0, done.stderr
         assert self.out.cells() == inline.cells()
         for cell in inline.cells():
             batches = inline.completed_batches(cell)
@@ -162,120 +175,107 @@ def restarts(site: Site, job: str) -> int:
     return int(re.findall(r"Restarts=(\d+)", site.cluster.slurm("scontrol", "show", "job", job))[0])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def limited(
+    tmp_path_factory: pytest.TempPathFactory, inline: Path, cluster: Cluster
+) -> Iterator[tuple[Site, subprocess.Popen[str]]]:
+    """A sweep that takes longer than the limit of its jobs; it runs beside the first tests."""
+    site = Site(tmp_path_factory.mktemp("limited"), inline, cluster)
+    launcher = site.start("partition=main,time=1", 64, slow_s=3.0)
+    yield site, launcher
+    if launcher.poll() is None:
+        launcher.kill()
+        launcher.communicate()
+
+
 def test_arrays_bring_back_what_one_process_gives(site: Site) -> None:
     """Five cells and their scores, a job each, in arrays no larger than the cluster allows."""
     methods = "counter,counter[flavour=loud]"
-    site.end(site.start("partition=main,pack=0", methods, 8))
-    site.check(methods, 8)
+    site.end(site.start("partition=main,pack=0", 8, methods=methods))
+    site.check(8, methods)
     arrays = [len(record.files) for launch in launches(site.out) for record in records(launch)]
     assert sum(arrays) == 10
     assert max(arrays) == 4  # MaxArraySize of this cluster
     assert set(site.states().values()) == {"COMPLETED"}
 
 
-def test_preempted_with_time_to_save(site: Site, high: Callable[[], str]) -> None:
-    """A job of higher rank comes: ours saves its batches, goes back into the queue and continues."""
-    launcher = site.start("partition=main,time=30")
-    site.until(site.under_way, launcher)
-    job = site.sampling_job()
-    high()
-    site.until(lambda: restarts(site, job) == 1, launcher)
-    site.end(launcher)
-    assert site.submissions() == 2  # samples and scores, once each: Slurm itself brought the job back
-    site.check()
-
-
-def test_preempted_without_warning(site: Site, high: Callable[[], str]) -> None:
-    """On `spot` jobs are killed at once; the lease of the killed one runs out, and its second life goes on."""
-    launcher = site.start("partition=spot,time=30")
-    site.until(site.under_way, launcher)
-    job = site.sampling_job()
-    high()
-    site.until(lambda: restarts(site, job) == 1, launcher)
-    site.end(launcher)
-    site.check()
-
-
-def test_killed_hard(site: Site) -> None:
-    """kill -9 of the worker: no result, no accounting; the launcher sees that the job is gone and submits again."""
-    launcher = site.start("partition=spot,time=30")
-    site.until(site.under_way, launcher)
-    holders = [json.loads(path.read_text()) for path in site.out.leases_folder.glob("*.json")]
-    (cell,) = site.method_cells()
-    (pid,) = [holder["pid"] for holder in holders if holder["unit"] == cell]
-    os.kill(pid, signal.SIGKILL)
-    said = site.end(launcher)
-    assert "submitting what is left" in said
-    assert site.submissions() > 2
-    site.check()
-
-
-def test_scancel_of_one_job(site: Site) -> None:
-    """A job that somebody cancels is submitted again by the launcher that waits for it."""
-    launcher = site.start("partition=main,time=30")
-    site.until(site.under_way, launcher)
-    job = site.sampling_job()
-    site.cluster.slurm("scancel", job)
-    assert "cancelled" in site.end(launcher)
-    assert site.states()[job] == "CANCELLED"
-    site.check()
-
-
-def test_cancel_and_resume(site: Site) -> None:
-    """`tsdfm-bench cancel` ends the jobs and the launcher; the same command afterwards finishes the sweep."""
-    launcher = site.start("partition=main,time=30")
-    site.until(site.under_way, launcher)
-    cancel = [sys.executable, "-m", "tsdfm_bench", "cancel", "out"]
-    done = subprocess.run(cancel, cwd=site.folder, capture_output=True, text=True, timeout=PATIENCE_S)
-    assert done.returncode == 0, done.stderr
-    assert "was cancelled" in site.end(launcher, code=130)
-    site.until(lambda: not {"RUNNING", "PENDING", "COMPLETING"} & set(site.states().values()))
-    kept = len(site.out.completed_batches(site.method_cells()[0]))
-    assert 2 <= kept < 6
-    site.end(site.start("partition=main,time=30"))
-    site.check()
-
-
-def test_the_launcher_dies_and_the_next_one_attaches(site: Site) -> None:
-    """A second run on a sweep that is under way submits nothing and waits for the jobs of the first."""
-    launcher = site.start("partition=main,time=30")
-    site.until(site.under_way, launcher)
-    launcher.kill()
-    launcher.communicate()
-    before = site.submissions()
-    said = site.end(site.start("partition=main,time=30"))
-    assert "Submitted" not in said
-    assert site.submissions() == before
-    site.check()
-
-
-def test_the_time_limit_warns_and_the_job_goes_on(site: Site) -> None:
-    """The signal before the end of a limit makes the job save its batches and go back into the queue by itself."""
-    launcher = site.start("partition=main,time=1,signal_delay_s=55", SLOW, 32)
-    site.until(lambda: bool(site.sampling_job()), launcher)
-    job = site.sampling_job()
-    site.until(lambda: restarts(site, job) >= 1, launcher)
-    site.end(launcher)
-    site.check(SLOW, 32)
-
-
-def test_the_node_fails(site: Site) -> None:
-    """A node that goes down takes its jobs with it; when it is back, they go on."""
-    launcher = site.start("partition=main,time=30")
-    site.until(site.under_way, launcher)
-    site.cluster.slurm("scontrol", "update", "nodename=node0", "state=down", "reason=test")
-    try:
-        site.until(lambda: "RUNNING" not in site.states().values(), launcher)
-    finally:
-        site.cluster.slurm("scontrol", "update", "nodename=node0", "state=resume")
-    site.end(launcher)
-    site.check()
-
-
 def test_a_failing_cell_fails_once_and_alone(site: Site) -> None:
     """A method that raises is a row with its reason; its job is not tried again, the other cells are complete."""
-    said = site.end(site.start("partition=main,time=30", "counter[spoil=raise],counter", 8), code=1)
+    said = site.end(site.start("partition=main,time=30", 8, methods="counter[spoil=raise],counter"), code=1)
     assert "boom in sample" in said
     assert site.submissions() == 2
     summary = read_summary(site.out.root)
     assert set(summary[summary["kind"] == "method"]["state"]) == {"done", "failed"}
+
+
+def test_cancel_and_resume(site: Site) -> None:
+    """`tsdfm-bench cancel` ends the jobs and the launcher; the same command afterwards finishes the sweep."""
+    launcher = site.start("partition=main,time=30", slow_s=1.0)
+    site.some_more(launcher)
+    done = CliRunner().invoke(app, ["cancel", str(site.out.root)])
+    assert done.exit_code == 0, done.stderr
+    assert "Cancelled: " in done.stderr
+    assert "was cancelled" in site.end(launcher, code=130)
+    site.until(lambda: not {"RUNNING", "PENDING", "COMPLETING"} & set(site.states().values()))
+    assert 2 <= site.batches() < 6
+    site.end(site.start("partition=main,time=30"))
+    site.check()
+
+
+def test_the_time_limit(limited: tuple[Site, subprocess.Popen[str]]) -> None:
+    """A warning comes before the limit: the job keeps its batches, goes back into the queue by itself, and goes on."""
+    site, launcher = limited
+    site.until(lambda: site.submissions() > 0)
+    job = next(r.job for launch in launches(site.out) for r in records(launch) if r.stage == "sample")
+    site.end(launcher)
+    assert restarts(site, job) >= 1
+    assert site.submissions() == 2  # samples and scores, once each
+    site.check(64)
+
+
+def test_preempted_killed_cancelled_and_left_alone(site: Site, high: Callable[[], str]) -> None:
+    """One sweep meets it all: preemption with a warning, kill -9, scancel, the death of its launcher, a second one."""
+    samples = 96
+    launcher = site.start("partition=main,time=30", samples, slow_s=0.8)
+    job = site.some_more(launcher)
+    high()
+    site.until(lambda: restarts(site, job) == 1, launcher)  # Slurm brings it back: nothing is submitted
+    assert site.some_more(launcher) == job
+    assert site.submissions() == 2
+
+    (cell,) = site.method_cells()
+    holders = [json.loads(path.read_text()) for path in site.out.leases_folder.glob("*.json")]
+    (pid,) = [holder["pid"] for holder in holders if holder["unit"] == cell]
+    os.kill(pid, signal.SIGKILL)
+    again = site.some_more(launcher)
+    assert again != job
+    site.cluster.slurm("scancel", again)
+    third = site.some_more(launcher)
+    assert third not in (job, again)
+
+    launcher.kill()
+    _, said = launcher.communicate()
+    assert "Jobs ended early (failed)" in said
+    assert "Jobs ended early (cancelled)" in said
+    before = site.submissions()
+    said = site.end(site.start("partition=main,time=30", samples, slow_s=0.8))
+    assert "Submitted" not in said
+    assert site.submissions() == before
+    site.check(samples)
+
+
+def test_preempted_without_warning_and_the_node_fails(site: Site, high: Callable[[], str]) -> None:
+    """Jobs that vanish with no time to save anything come back, wait for the lease of their dead self, and go on."""
+    samples = 64
+    launcher = site.start("partition=spot,time=30", samples, slow_s=0.8)
+    job = site.some_more(launcher)
+    high()
+    site.until(lambda: restarts(site, job) == 1, launcher)
+    site.some_more(launcher)
+    site.cluster.slurm("scontrol", "update", "nodename=node0", "state=down", "reason=test")
+    try:
+        site.until(lambda: "RUNNING" not in site.states().values(), launcher)
+    finally:
+        site.cluster.revive()
+    site.end(launcher)
+    site.check(samples)
