@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,16 +61,17 @@ def train_command(
         the exit code; 0 also if the minutes were over before the end.
     """
     import torch
+    from rich.console import Console
 
     from tsdfm_bench.methods.train.command import train_recipe, training_text
     from tsdfm_bench.methods.train.recipe import load_recipe
 
     torch.set_num_threads(threads or available_threads())
-    reporter = Reporter()
+    processes, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    reporter = Reporter(Console(file=StringIO()) if rank else None)
     recipe = load_recipe(scale)
     stages = split_list(only) if only else None
     recipe.select(stages)  # a wrong name is an error before the text is read
-    processes, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
     if minutes is not None and processes > 1:
         raise UsageError("--minutes is for one process; on several, the scheduler's time limit ends a training")
     if as_json and not dry_run:
@@ -100,8 +102,6 @@ def train_command(
         )
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     display = _Display(reporter, deadline)
-    if rank:
-        display.report = display.announce = lambda _: None  # type: ignore[method-assign,assignment]
     try:
         train_recipe(recipe, text, folder, stages, display.report, display.announce)
     except _TimeIsUp:

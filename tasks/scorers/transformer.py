@@ -114,7 +114,7 @@ class CausalLM:
         name = _named(settings)
         return ScorerInfo(
             name="hf:" + name,
-            title=name,
+            title=name if revision.startswith("sha256:") else f"{name}@{revision[:12]}",
             revision=revision,
             unit="token",
             dtype=settings["dtype"],
