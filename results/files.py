@@ -221,6 +221,12 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 # ------------------------------------------------------------------------------------------------------- JSON
 
 
+def _check_keys(value: Mapping[object, object], where: str) -> None:
+    for key in value:
+        if not isinstance(key, str):
+            raise TypeError(f"{where} has the key {key!r}: keys must be strings")
+
+
 def _plain(value: object, where: str) -> object:
     """JSON types only, with one form per value."""
     if value is None or isinstance(value, bool | str):
@@ -234,9 +240,7 @@ def _plain(value: object, where: str) -> object:
             raise ValueError(f"{where} is {value}: JSON has no such number; store None or a string instead")
         return int(value) if value.is_integer() else value
     if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise TypeError(f"{where} has the key {key!r}: keys must be strings")
+        _check_keys(value, where)
         return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
@@ -281,8 +285,10 @@ def write_json(
 
 def _readable(value: object, where: str) -> object:
     """Like `_plain`, but floats stay floats: a duration of 2.0 s should not come back as an integer."""
+    if value is None or isinstance(value, bool | str):
+        return value
     if isinstance(value, Mapping):
-        _plain(value, where)
+        _check_keys(value, where)
         return {key: _readable(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_readable(item, f"{where}[{i}]") for i, item in enumerate(value)]

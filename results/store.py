@@ -205,11 +205,8 @@ class RunFolder:
     @property
     def flat(self) -> bool:
         """Whether the cells lie side by side, as in folders of an older version."""
-        if self._flat is None:
-            names = _names(self.root / "cells")
-            if not names:
-                return False
-            self._flat = any(len(name) > _DIGITS for name in names)
+        if self._flat is None:  # looked at once: a folder does not change its layout
+            self._flat = any(len(name) > _DIGITS for name in _names(self.root / "cells"))
         return self._flat
 
     def _beside(self, top: Path, cell: str, suffix: str = "") -> Path:

@@ -21,6 +21,7 @@ POLL_S = 0.1
 PLAIN_LINE_EVERY_S = 10.0
 CONNECT_TIMEOUT_S = 10
 RETRIES = 1
+RESUMES = 5  # of a transfer that broke off
 
 
 class DownloadFailed(Exception):
@@ -98,6 +99,7 @@ def pip_download(requirement: str, staging: Path, report: Progress) -> Path:
     command += ["--only-binary", ":all:", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
     command += ["--timeout", str(CONNECT_TIMEOUT_S), "--retries", str(RETRIES)]
     environment = {**os.environ, "TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
+    environment.setdefault("PIP_RESUME_RETRIES", str(RESUMES))  # pip 25.1 and newer; older ones begin again
     log = staging / "pip.log"
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)

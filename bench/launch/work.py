@@ -18,7 +18,7 @@ import os
 import platform
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -76,8 +76,7 @@ class Work:
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
-        content = asdict(self)
-        return {"format": FORMAT, **content, "units": list(content["units"]), "needs": list(content["needs"])}
+        return {"format": FORMAT, **{each.name: getattr(self, each.name) for each in fields(self)}}
 
 
 def versions_here() -> dict[str, str]:
