@@ -9,7 +9,7 @@ different text, length, scorer or convention never share a panel. Call `draw` an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tsdfm_bench.results.columns import terms
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HEIGHT_IN = 2.6
+MOST_CURVES = 8  # in one panel
 
 
 class NothingToDraw(ValueError):
@@ -171,7 +172,8 @@ def _frontier(summary: pd.DataFrame, scorer: str | None, metric: str | None, rep
     for frontier in frontiers(summary, scorer, metric):
         if not any(len(curve.points) > 1 for curve in frontier.curves):
             continue
-        drawings.append(_one_frontier(summary, frontier, replicates))
+        parts = _panels(frontier)
+        drawings += [_one_frontier(summary, part, steps, replicates, len(parts) > 1) for part, steps in parts]
     if not drawings:
         raise NothingToDraw(
             "a frontier needs perplexity and entropy at several temperatures or nucleus masses: run with "
@@ -180,8 +182,36 @@ def _frontier(summary: pd.DataFrame, scorer: str | None, metric: str | None, rep
     return _numbered(drawings)
 
 
-def _one_frontier(summary: pd.DataFrame, frontier: Frontier, replicates: Replicates) -> Drawing:
-    figure, axes = new_figure(COLUMN_IN, HEIGHT_IN)
+def _panels(frontier: Frontier) -> list[tuple[Frontier, int | None]]:
+    """The frontier in one figure, or one figure per step count if that were too many curves; with the step count."""
+    counts = sorted({int(curve.first["steps"]) for curve in frontier.curves if finite(curve.first["steps"])})
+    if len(counts) == 1:
+        return [(frontier, counts[0])]
+    if len(frontier.curves) <= MOST_CURVES or not counts:
+        return [(frontier, None)]
+
+    def members(count: int) -> tuple[Curve, ...]:
+        return tuple(c for c in frontier.curves if not finite(c.first["steps"]) or int(c.first["steps"]) == count)
+
+    parts = [(replace(frontier, curves=members(count)), count) for count in counts]
+    return [(part, count) for part, count in parts if any(len(curve.points) > 1 for curve in part.curves)]
+
+
+def _height(lines: int, least: float) -> float:
+    """Inches that give a column of labels room."""
+    return max(least, 0.7 + lines * 0.125)
+
+
+def _one_frontier(
+    summary: pd.DataFrame, frontier: Frontier, steps: int | None, replicates: Replicates, several: bool
+) -> Drawing:
+    shown = {
+        curve.name: _wrapped(curve.name.replace(f", {steps} steps", "") if steps is not None else curve.name)
+        for curve in frontier.curves
+    }
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = new_figure(COLUMN_IN, _height(sum(1.15 + text.count("\n") for text in shown.values()), HEIGHT_IN))
     look = looks(curve.name for curve in frontier.curves)
     notes = []
     labels = []
@@ -194,19 +224,21 @@ def _one_frontier(summary: pd.DataFrame, frontier: Frontier, replicates: Replica
         axes.plot(x, y, **style, label=curve.name)
         error_bars(axes, x, [p.perplexity for p in curve.points], style["color"])
         error_bars(axes, y, [p.entropy for p in curve.points], style["color"], along="x")
-        labels.append(Label(x[-1], y[-1], _wrapped(curve.name), style["color"]))
+        labels.append(Label(x[-1], y[-1], shown[curve.name], style["color"]))
         notes.append(_reading(curve, frontier, replicates))
         if not curve.monotone():
             notes.append(f"{curve.name}: perplexity does not rise with entropy everywhere; made monotone for reading.")
-    axes.set_xlabel("entropy (nats)")
+    axes.set_xlabel("entropy (nats)" + (f", {steps:,} steps" if steps is not None else ""))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_ylabel(_ppl_label(frontier.metric, frontier.scorer))
     _log_axis(axes, "y")
     _mark_partial(axes, summary)
     finish(figure, {axes: labels})
     rows = frontier.rows()
     return Drawing(
-        f"frontier-{frontier.scorer}",
-        f"{frontier.title}: gen-PPL ({frontier.scorer}) against entropy",
+        f"frontier-{frontier.scorer}" + (f"-{steps}-steps" if several else ""),
+        f"{frontier.title}: gen-PPL ({frontier.scorer}) against entropy"
+        + (f", {steps:,} steps" if steps is not None else ""),
         figure,
         rows,
         [*notes, *_caption(rows), *_undone(summary)],
@@ -273,7 +305,9 @@ def _by_steps(frontier: Frontier) -> dict[str, list[Point]]:
 
 
 def _one_steps(summary: pd.DataFrame, frontier: Frontier, lines: Mapping[str, Sequence[Point]]) -> Drawing:
-    figure, (top, bottom) = new_figure(COLUMN_IN, 3.4, rows=2, sharex=True, height_ratios=[3, 2])
+    figure, (top, bottom) = new_figure(
+        COLUMN_IN, _height(1.8 * len(lines), 3.4), rows=2, sharex=True, height_ratios=[3, 2]
+    )
     look = looks(lines)
     labels: list[Label] = []
     for name, points in lines.items():
@@ -350,7 +384,9 @@ def _cost(summary: pd.DataFrame, scorer: str | None, metric: str | None, replica
         spent = {cost: lines for cost, lines in spent.items() if lines}
         if not spent:
             continue
-        figure, panel = new_figure(COLUMN_IN, 0.3 + 2.2 * len(spent), rows=len(spent), squeeze=False)
+        figure, panel = new_figure(
+            COLUMN_IN, _height(max(map(len, spent.values())), 2.3) * len(spent), rows=len(spent), squeeze=False
+        )
         grid = panel[:, 0]
         names = [line.name for lines in spent.values() for line in lines]
         look = looks(names)

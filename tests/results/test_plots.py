@@ -94,6 +94,22 @@ def test_frontier_shows_points_labels_and_the_reading(swept: list[dict[str, Any]
     assert any(note.startswith("ar: entropy") or "one point at" in note for note in first.notes)
 
 
+def test_many_curves_are_split_by_steps(cell: Make) -> None:
+    rows = [
+        row
+        for name in ("mdlm", "sedd", "dfm", "duo", "tsdfm")
+        for steps in (8, 64)
+        for k, t in enumerate((0.7, 1.0))
+        for row in cell(name, {"s": 40.0 + k}, 3.6 + k, cell=f"{name}{steps}{t}", steps=steps, temperature=t)
+    ]
+    rows += cell("ar", {"s": 20.0}, 3.7, steps=None)
+    drawings = draw("frontier", schema.from_rows(rows))
+    assert [d.name for d in drawings] == ["frontier-s-8-steps", "frontier-s-64-steps"]
+    assert drawings[0].figure.axes[0].get_xlabel() == "entropy (nats), 8 steps"
+    assert "ar" in all_text(drawings[1].figure).split("\n")
+    assert len(draw("frontier", schema.from_rows(rows[:40]))) == 1
+
+
 def test_labels_neither_overlap_nor_leave_the_figure(swept: list[dict[str, Any]]) -> None:
     from matplotlib.text import Text
 
