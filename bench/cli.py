@@ -187,7 +187,8 @@ SlurmKeys = Annotated[
     ),
 ]
 Detach = Annotated[
-    bool, typer.Option("--detach", help="Submit to Slurm and leave; the same command comes back.", rich_help_panel=_WHERE)
+    bool,
+    typer.Option("--detach", help="Submit to Slurm and leave; the same command comes back.", rich_help_panel=_WHERE),
 ]
 BatchSize = Annotated[
     Text, typer.Option("--batch-size", help="Sequences per batch.", metavar="N", rich_help_panel=_WHERE)
@@ -535,7 +536,8 @@ def train(
         bool, typer.Option("--dry-run", help="Count parameters and make one step of each stage on random tokens.")
     ] = False,
     launcher: Annotated[
-        Text, typer.Option("--launcher", metavar="NAME", help="How stages are run: inline, local, ... (default: inline)")
+        Text,
+        typer.Option("--launcher", metavar="NAME", help="How stages are run: inline, local, ... (default: inline)"),
     ] = None,
     jobs: Annotated[Text, typer.Option("--jobs", metavar="N", help="Stages at once, where one needs no other.")] = None,
     json: Json = False,

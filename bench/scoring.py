@@ -10,6 +10,8 @@ scorer is only loaded if it has something to do.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -35,6 +37,7 @@ from tsdfm_bench.launch.work import unit_name
 from tsdfm_bench.plan import same_scorer, score_id
 from tsdfm_bench.registry import check_info, one_line
 from tsdfm_bench.results.store import (
+    RECORDED,
     CorruptFile,
     RunFolder,
     Samples,
@@ -60,6 +63,7 @@ if TYPE_CHECKING:
 
 SAVE_EVERY_S = 20.0
 CPU_TEXTS = 16
+RECORDED_VARIABLE = "TSDFM_BENCH_RECORDED"
 
 
 @dataclass
@@ -200,6 +204,9 @@ def score_cells(
         if judge.broken:
             continue
         wanted = judged(judge, cells, hidden)
+        for cell, _ in _todo(wanted, judge, job):
+            if cell.kind == "reference":
+                adopt(cell, judge, job)
         if _todo(wanted, judge, job):
             left += _score_by(judge, wanted, job, reporter)
         recall(judge, wanted, job)
@@ -354,20 +361,23 @@ def _score_cell(cell: Cell, judge: Judge, scorer: Scorer, job: Job, done: int, p
     parts = [head(stored[0], done)] if stored is not None else []
     done = done if stored is not None else 0
     rows = job.batches * job.batch_size
-    saved_at = time.monotonic()
-    for batch in range(done // job.batch_size, job.batches):
+    saved_at, digest = time.monotonic(), hashlib.sha256()
+    for batch in range(job.batches):
         samples = read_samples(job.folder.samples_path(cell.id, batch))
         texts = _inputs(scorer.info, job, samples)
-        for first in range(done % job.batch_size, job.batch_size, chunk):
+        before = min(job.batch_size, max(0, done - batch * job.batch_size))
+        _digest(digest, texts[:before])
+        for first in range(before, job.batch_size, chunk):
             some = texts[first : first + chunk]
             parts.append(_in_memory(scorer, some, job))
+            _digest(digest, some)
             done += len(some)
             phase.advance(len(some), len(some))
             lease.tell(doing=f"{judge.name}: {cell.describe()}", done=done, of=rows, job=job.name)
             if done == rows or time.monotonic() - saved_at > SAVE_EVERY_S:
                 parts = [_join(parts)]
                 lease.check()
-                _save(job.folder, judge, cell, parts[0], scorer.info)
+                _save(job.folder, judge, cell, parts[0], scorer.info, digest.hexdigest())
                 saved_at = time.monotonic()
 
 
@@ -395,8 +405,68 @@ def _inputs(info: ScorerInfo, job: Job, samples: Samples) -> Sequence[Any]:
     return texts
 
 
-def _save(folder: RunFolder, judge: Judge, cell: Cell, scores: ScoreBatch, info: ScorerInfo) -> None:
-    meta: Mapping[str, Any] = {"scorer": asdict(info), "score_id": score_id(cell.id, info)}
+def adopt(cell: Cell, judge: Judge, job: Job) -> bool:
+    """Take over the scores of a reference row that were recorded with this repository, if they are of these texts.
+
+    Held-out text and canaries are the same in every run of a task. What is taken over was scored by the same scorer
+    (revision, dtype, window) on texts with the same hash, and says so in its meta. `TSDFM_BENCH_RECORDED=` (empty)
+    switches it off.
+
+    Returns:
+        whether it was done.
+    """
+    recorded = RunFolder(RECORDED).scores_path(judge.name, cell.id)
+    switched_off = os.environ.get(RECORDED_VARIABLE) == ""
+    if judge.info is None or switched_off or not recorded.is_file():
+        return False
+    try:
+        scores = read_scores(recorded)
+        rows, texts = len(scores.nll), hashlib.sha256()
+        if not _made_by(judge, scores.meta) or _scored(job, judge, cell) >= rows or rows % job.batch_size:
+            return False
+        for batch in range(min(rows // job.batch_size, job.batches)):
+            _digest(texts, _inputs(judge.info, job, read_samples(job.folder.samples_path(cell.id, batch))))
+    except CorruptFile:
+        return False  # it is scored as any other row is, and a damaged batch is found there
+    if rows > job.batches * job.batch_size or texts.hexdigest() != scores.meta.get("texts"):
+        return False
+    units = [ids.astype(np.int64) for ids in scores.units]
+    found = ScoreBatch(scores.nll, units, scores.special, scores.bytes, scores.features)
+    _save(job.folder, judge, cell, found, judge.info, texts.hexdigest(), taken_over=True)
+    return True
+
+
+def taken_over(cells: Sequence[Cell], judges: Sequence[Judge], job: Job) -> list[str]:
+    """Names of the judges some of whose scores were recorded with this repository rather than made in this run."""
+    return [judge.name for judge in judges if any(_is_taken_over(cell, judge, job) for cell in cells)]
+
+
+def _is_taken_over(cell: Cell, judge: Judge, job: Job) -> bool:
+    path = job.folder.scores_path(judge.name, cell.id)
+    try:
+        stat = path.stat()
+        return bool(_head_of(str(path), stat.st_mtime_ns, stat.st_ino, stat.st_size)[1].get("taken_over"))
+    except (FileNotFoundError, CorruptFile):
+        return False
+
+
+def _digest(hasher: hashlib._Hash, inputs: Sequence[Any]) -> None:
+    """Add what a scorer is given to a hash, each text with its length."""
+    for item in inputs:
+        content = item.encode("utf-8", "surrogatepass") if isinstance(item, str) else np.asarray(item).tobytes()
+        hasher.update(len(content).to_bytes(8, "little") + content)
+
+
+def _save(
+    folder: RunFolder,
+    judge: Judge,
+    cell: Cell,
+    scores: ScoreBatch,
+    info: ScorerInfo,
+    texts: str,
+    taken_over: bool = False,
+) -> None:
+    meta = {"scorer": asdict(info), "score_id": score_id(cell.id, info), "texts": texts, "taken_over": taken_over}
     path = folder.scores_path(judge.name, cell.id)
     write_scores(path, scores.nll, scores.units, scores.special, scores.bytes, scores.features, meta)
 

@@ -292,7 +292,7 @@ def _take_stock(
 ) -> tuple[Outcome, list[PlannedCell], dict[str, Measured]]:
     """What became of every cell, from the run folder: states, scores, numbers."""
     from tsdfm_bench.measuring import Measurer
-    from tsdfm_bench.scoring import judged, recall
+    from tsdfm_bench.scoring import RECORDED_VARIABLE, judged, recall, taken_over
 
     plan, config, outcome = sweep.plan, sweep.config, Outcome()
     complete = [planned for planned in plan.cells if _complete(planned, job, outcome)]
@@ -323,6 +323,11 @@ def _take_stock(
                     f"{planned.cell.describe()}: memory held {found.cost.batch_size} of {plan.batch_size} sequences at "
                     "a time; the draws are the same, calls and seconds are not comparable"
                 )
+    for name in taken_over([planned.cell for planned in complete], sweep.judges, job):
+        outcome.notes.append(
+            f"Scores by {name} of reference rows are the recorded ones (same texts, same scorer); set "
+            f"{RECORDED_VARIABLE}= to make them again in a new folder"
+        )
     _judge_notes(sweep.judges, {planned.cell.id: planned.cell.describe() for planned in complete}, outcome)
     for rejected in plan.rejected:
         if rejected.state == "failed":

@@ -63,6 +63,7 @@ from tsdfm_bench.results.files import (
 )
 
 __all__ = [
+    "RECORDED",
     "CellState",
     "CorruptFile",
     "PlanConflict",
@@ -95,6 +96,9 @@ __all__ = [
     "write_table",
     "write_text",
 ]
+
+RECORDED = Path(__file__).parent / "reference"
+"""The run this repository stands behind."""
 
 _SAMPLES = re.compile(r"samples-(\d{4,})\.npz")
 _COST = re.compile(r"cost(-\d{4,})?\.json")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsdfm_bench.console import stdout_console
 from tsdfm_bench.errors import BenchError, PluginError, StorageError
 from tsdfm_bench.registry import Registry, one_line
+from tsdfm_bench.results.store import RECORDED
 
 if TYPE_CHECKING:
     from tsdfm_bench.paper_figures.base import Made, PaperFigure
@@ -42,7 +42,7 @@ def figures_command(
     wanted = registry.names("figures") if only is None else [name.strip() for name in only.split(",") if name.strip()]
     for name in wanted:
         registry.entry("figures", name)
-    root = results if results is not None else Path(str(files("tsdfm_bench.results"))) / "reference"
+    root = results if results is not None else RECORDED
     folder = out if out is not None else _folder(results)
     try:
         evidence = load_evidence(root)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from tsdfm_bench.results.store import read_json, read_scores
+from tsdfm_bench.results.store import RunFolder, read_json, read_scores, write_scores
 from tsdfm_bench.rng import Streams
 
 if TYPE_CHECKING:
@@ -139,6 +139,46 @@ def test_scores_of_another_revision_are_made_again(here: Here, tmp_path: Path) -
     assert here.run(plugin=str(newer)).exit_code == 0
     assert here.events().count("score 8") == 3 * 4
     assert set(here.summary()["scorer_revision"]) == {"", "9"}
+
+
+def test_recorded_scores_of_references_are_taken_over(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only those of equal texts by an equal scorer, never a generator's; the table says so; they can be refused."""
+    here.run()
+    monkeypatch.setattr("tsdfm_bench.scoring.RECORDED", here.folder / "out")
+    here.events()
+    assert here.run(out="second", samples="32").exit_code == 0
+    assert here.events().count("score 8") == 4 + 3  # the generator's four batches, and one new batch of each reference
+    second = RunFolder(here.folder / "second")
+    judged = [cell for cell in here.cells(kind="reference") if here.out.scores_path("toy", cell).exists()]
+    assert len(judged) == 3
+    for cell in judged:
+        ours, theirs = (read_scores(out.scores_path("toy", cell)) for out in (second, here.out))
+        assert all(np.array_equal(a, b) for a, b in zip(ours.nll[:24], theirs.nll, strict=True))
+    here.run(out="third")
+    assert "Scores by toy of reference rows are the recorded ones" in (
+        here.folder / "third" / "tables" / "main.md"
+    ).read_text(encoding="utf-8")
+    here.events()
+    here.run(out="fourth", scorers="toy[revision=2]")
+    assert here.events().count("score 8") == 4 * 3
+    monkeypatch.setenv("TSDFM_BENCH_RECORDED", "")
+    here.run(out="fifth")
+    assert here.events().count("score 8") == 4 * 3
+
+
+def test_recorded_scores_of_other_texts_are_not_taken_over(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell of the same name whose stored scores are of other texts is scored again."""
+    here.run()
+    for cell in here.cells(kind="reference"):
+        path = here.out.scores_path("toy", cell)
+        if not path.exists():  # the hidden half is for features only
+            continue
+        s = read_scores(path)
+        write_scores(path, s.nll, s.units, s.special, s.bytes, s.features, {**s.meta, "texts": "0" * 64})
+    monkeypatch.setattr("tsdfm_bench.scoring.RECORDED", here.folder / "out")
+    here.events()
+    here.run(out="second")
+    assert here.events().count("score 8") == 4 * 3
 
 
 def test_another_metric_measures_only_itself(here: Here) -> None:
