@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tsdfm_bench.methods.nets.layers import LayerNorm, Rotary
+from tsdfm_bench.methods.nets.layers import LayerNorm, Rotary, dot_product_attention
 from tsdfm_bench.methods.nets.pretrained import PretrainedNetwork
 
 
@@ -86,7 +86,7 @@ class CausalBlock(nn.Module):
         if cache is None or start == 0:
             if cache is not None:
                 cache.append(index, k, v)
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            mixed = dot_product_attention(q, k, v, causal=True)
         else:
             k, v = cache.append(index, k, v)
             mask = (
@@ -94,7 +94,7 @@ class CausalBlock(nn.Module):
                 if length > 1
                 else None
             )
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            mixed = dot_product_attention(q, k, v, mask)
         mixed = self.attn_out(mixed.transpose(1, 2).reshape(batch, length, width))
         x = x + F.dropout(mixed, self.dropout, self.training)
         return x + F.dropout(self.mlp(self.norm2(x)), self.dropout, self.training)
