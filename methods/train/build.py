@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from tsdfm_bench.errors import CheckpointError, UsageError
 from tsdfm_bench.methods.nets.causal import CausalConfig, CausalTransformer
 from tsdfm_bench.methods.nets.compass import Compass
 from tsdfm_bench.methods.nets.dit import Block, DiT, DiTConfig
-from tsdfm_bench.methods.nets.pretrained import PretrainedNetwork
+from tsdfm_bench.methods.nets.pretrained import PretrainedNetwork, read_config
+from tsdfm_bench.methods.train.card import weights_hash
 from tsdfm_bench.methods.train.compass import CompassObjective
 from tsdfm_bench.methods.train.data import TrainingText
 from tsdfm_bench.methods.train.objectives import (
@@ -24,8 +25,8 @@ from tsdfm_bench.methods.train.objectives import (
     Objective,
     SEDDObjective,
 )
-from tsdfm_bench.methods.train.recipe import Recipe, Stage
-from tsdfm_bench.methods.train.shaping import ShapingChooser, ShapingConfig
+from tsdfm_bench.methods.train.recipe import ORACLE, Recipe, Stage
+from tsdfm_bench.methods.train.shaping import Energy, ShapingChooser, ShapingConfig
 from tsdfm_bench.methods.train.shortcut import BlindChooser, ShortcutObjective
 
 COMPASS_SEES = ("see_origin", "changed_only")
@@ -108,7 +109,7 @@ def forget_time(network: DiT, time: float) -> None:
     with torch.no_grad():
         wanted = network.time(torch.tensor([time]))[0]
         inner.weight.zero_()
-        outer.bias += wanted - network.time(torch.tensor([time]))[0]
+        outer.bias.add_(wanted - network.time(torch.tensor([time]))[0])
 
 
 def build_network(stage: Stage, recipe: Recipe, text: TrainingText, folder: Path) -> PretrainedNetwork:
@@ -160,6 +161,32 @@ def build_network(stage: Stage, recipe: Recipe, text: TrainingText, folder: Path
     return network
 
 
+def energy_of(stage: Stage, text: TrainingText, teacher: DiT, folder: Path, device: str) -> Energy:
+    """The compass of a student.
+
+    Raises:
+        UsageError: the oracle is asked for and the task's law is not known.
+        CheckpointError: the compass does not fit: another vocabulary, length or teacher.
+    """
+    if stage.compass == ORACLE:
+        if text.energy is None:
+            raise UsageError(f"stage '{stage.name}': task '{text.name}' has no exact law; name a compass stage instead")
+        return cast("Energy", text.energy(stage.source))
+    path = folder / stage.compass
+    compass = Compass.from_pretrained(path, device).requires_grad_(False)
+    for name in ("vocab_size", "outputs", "length"):
+        theirs, ours = getattr(compass.config, name), getattr(teacher.config, name)
+        if theirs != ours:
+            raise CheckpointError(f"compass {path} has {name} {theirs}, the teacher '{stage.teacher}' {ours}")
+    made_with = read_config(path).get("teacher_hash")
+    if made_with is not None and made_with != weights_hash(folder / stage.teacher):
+        raise CheckpointError(
+            f"compass {path} was trained with other weights of '{stage.teacher}' than {folder / stage.teacher} now "
+            f"has; train it again: delete {path}"
+        )
+    return compass
+
+
 def build_objective(stage: Stage, recipe: Recipe, text: TrainingText, folder: Path, device: str) -> MakeObjective:
     """How to make the stage's objective once the trainer has its EMA copy."""
     size, outputs = text.vocab_size, outputs_of(stage, text.vocab_size)
@@ -182,7 +209,7 @@ def build_objective(stage: Stage, recipe: Recipe, text: TrainingText, folder: Pa
             return lambda ema: CompassObjective(size, outputs, builder, aware, **options)
         if stage.kind == "fsdfm":
             return lambda ema: ShortcutObjective(size, outputs, ema, frozen, choose=BlindChooser(), **options)
-        compass = Compass.from_pretrained(folder / stage.compass, device).requires_grad_(False)
+        compass = energy_of(stage, text, frozen, folder, device)
         chooser = ShapingChooser(ShapingConfig(**stage.shaping), compass, recipe.training_of(stage).steps)
         return lambda ema: ShortcutObjective(size, outputs, ema, frozen, choose=chooser, **options)
     except TypeError as error:

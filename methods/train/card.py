@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,18 @@ def about_weights(
     if stage.kind == "sedd":
         about["parameterisation"] = stage.options.get("parameterisation", "score")
         about["schedule"] = "log-linear"
+    if stage.kind == "compass":
+        about["teacher_hash"] = weights_hash(folder / stage.teacher)
     start = stage.start_from or stage.teacher
     if start:
         about["tokens_seen_before"] = total_tokens(folder / start)
     return about
+
+
+def weights_hash(folder: Path) -> str:
+    """ "sha256:..." of a checkpoint's weights."""
+    with (folder / WEIGHTS_FILE).open("rb") as handle:
+        return "sha256:" + hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def total_tokens(folder: Path) -> int:

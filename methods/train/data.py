@@ -8,8 +8,9 @@ option share every other draw.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,6 @@ from torch import Tensor
 
 from tsdfm_bench.errors import UsageError
 from tsdfm_bench.rng import Streams, derive_key
-
 
 ON_DEVICE_TOKENS = 1 << 28  # larger streams are read from disk
 UNIGRAM_TOKENS = 1 << 26
@@ -85,6 +85,7 @@ class TrainingText:
         data_hash: of the training split.
         end_of_text: id that ends a document.
         block: windows start at multiples of this (packed blocks of that length); 0 = anywhere.
+        energy: source -> exact energy of noised states, for tasks whose law is known (see `ExactHook.oracle`).
     """
 
     name: str
@@ -93,6 +94,7 @@ class TrainingText:
     length: int
     tokenizer: str
     data_hash: str
+    energy: Callable[[str], Any] | None = None
     end_of_text: int = 0
     block: int = 0
 

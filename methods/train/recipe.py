@@ -17,6 +17,8 @@ from tsdfm_bench.methods.train.shaping import ShapingConfig
 from tsdfm_bench.methods.train.trainer import TrainingConfig
 
 RECIPES = Path(__file__).parent / "recipes"
+ORACLE = "oracle"
+"""In place of a compass stage: the task's exact law."""
 
 
 class _Strict(BaseModel):
@@ -63,7 +65,8 @@ class Stage(_Strict):
         forget_time: t of `start_from` at which the network starts for every value of its own conditioning scalar, where
             that is not t (mdlm, sedd).
         teacher: name of the frozen DFM stage (compass, fsdfm, tsdfm).
-        compass: name of the compass stage (tsdfm).
+        compass: name of the compass stage (tsdfm), or "oracle": the exact NLL of the state, if the task's law is known.
+        despite_checks: train a student with a compass that failed its checks.
         builder: name of a student stage whose jumps are a compass's negatives; default: the teacher's.
         blocks: of the compass, copied from the teacher.
         options: of the objective (loss_name, parameterisation, rule, h_law, small_h_target, path_weight, ...).
@@ -79,6 +82,7 @@ class Stage(_Strict):
     teacher: str = ""
     compass: str = ""
     builder: str = ""
+    despite_checks: bool = False
     blocks: int = 0
     options: dict[str, Any] = {}
     shaping: dict[str, Any] = {}
@@ -87,7 +91,9 @@ class Stage(_Strict):
     @property
     def needs(self) -> list[str]:
         """Stages that must be finished first."""
-        return [name for name in (self.start_from, self.teacher, self.compass, self.builder) if name]
+        return [
+            name for name in (self.start_from, self.teacher, self.compass, self.builder) if name not in ("", ORACLE)
+        ]
 
 
 class Recipe(_Strict):
@@ -127,7 +133,12 @@ class Recipe(_Strict):
                     raise ValueError(
                         f"stage '{stage.name}' has source '{stage.source}' but its teacher has '{teacher.source}'"
                     )
-            if stage.kind == "tsdfm":
+            if stage.kind == "tsdfm" and ShapingConfig(**stage.shaping).tau > 1:
+                raise ValueError(
+                    f"stage '{stage.name}': tau is in [0, 1], not {stage.shaping['tau']}; a student without shaping "
+                    "is of kind fsdfm"
+                )
+            if stage.kind == "tsdfm" and stage.compass != ORACLE:
                 compass = seen.get(stage.compass)
                 if compass is None or compass.kind != "compass" or compass.teacher != stage.teacher:
                     raise ValueError(
