@@ -19,17 +19,24 @@ Reference: arXiv 2509.20624, eq. 4.3 and the released sampler "mixture_euler_wit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any, Self, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tsdfm_bench.api import MethodInfo
+from tsdfm_bench.api import Identity, MethodInfo, OracleSource
+from tsdfm_bench.errors import CheckpointError, UsageError
+from tsdfm_bench.methods.core.denoiser import Denoiser
 from tsdfm_bench.methods.core.grid import Grid
 from tsdfm_bench.methods.core.kernel import Kernel, Posterior, pieces
+from tsdfm_bench.methods.core.source import Source
 from tsdfm_bench.methods.core.state import State
 from tsdfm_bench.methods.core.visits import Visit, bernoulli_events, plan
 from tsdfm_bench.methods.flow import UNMASK_CHANGE, Flow
+
+RERANK = ("none", "compass")
+MOST_CANDIDATES = 64
 
 
 class CumulativeKernel(Kernel):
@@ -114,16 +121,113 @@ class CumulativeKernel(Kernel):
 
 
 class FSDFM(Flow):
-    """FS-DFM. See `Flow` for the arguments."""
+    """FS-DFM, and with `rerank="compass"` the control described in `methods.rerank`.
+
+    Args:
+        denoiser: gives x0 logits.
+        source: "uniform", "mask", or any Source.
+        rerank: "none", or "compass": each step is the best of K by the energy compass that lies beside the weights.
+        K, tau: of rerank.
+        energy: the compass; None = it is read from beside the weights.
+        settings: the other arguments of `Flow`.
+    """
 
     info = MethodInfo(
         name="fsdfm",
         family="flow matching",
         sources=("uniform", "mask"),
         citation="arXiv:2509.20624",
-        options={"unmask_change": UNMASK_CHANGE},
+        options={
+            "unmask_change": UNMASK_CHANGE,
+            "rerank": RERANK,
+            "K": "candidates of rerank=compass, 1 to 64 (default 4)",
+            "tau": "time in [0, 1] from which rerank=compass chooses (default 0.5)",
+        },
     )
 
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        source: Source | str = "uniform",
+        rerank: str = "none",
+        K: str | int = 4,
+        tau: str | float = 0.5,
+        energy: nn.Module | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(denoiser, source, **settings)
+        self.rerank = rerank
+        self.candidates, self.tau = _candidates(K), _tau(tau)
+        self.energy = energy
+
+    @classmethod
+    def load(cls, params: Mapping[str, object], device: str) -> Self:
+        """See `Weighted.load`; with `rerank=compass` the compass is read too."""
+        method = super().load(params, device)
+        if method.rerank == "compass":
+            from tsdfm_bench.methods.nets.compass import Compass
+            from tsdfm_bench.methods.rerank import compass_beside
+
+            compass = Compass.from_pretrained(
+                compass_beside(cls._checkpoint(params).folder, method.source.name), device
+            )
+            if compass.config.outputs != method.denoiser.outputs:
+                raise CheckpointError(
+                    f"the compass knows {compass.config.outputs} tokens, the student {method.denoiser.outputs}"
+                )
+            method.energy = compass
+        return method
+
+    @classmethod
+    def from_oracle(cls, oracle: OracleSource, params: Mapping[str, object], device: str) -> Self:
+        """See `Walker.from_oracle`; the compass is the exact NLL of a state."""
+        method = super().from_oracle(oracle, params, device)
+        if method.rerank == "compass":
+            method.energy = cast("nn.Module", oracle("energy", method.source.name))
+        return method
+
+    @classmethod
+    def identify(cls, params: Mapping[str, object]) -> Identity:
+        """See `Weighted.identify`; with `rerank=compass` the compass belongs to it."""
+        if params.get("rerank") != "compass":
+            if {"K", "tau"} & set(params):
+                raise UsageError(f"options K and tau of {cls.info.name} belong to rerank=compass")
+            return super().identify(params)
+        from tsdfm_bench.methods.rerank import compass_beside, identity_with
+
+        _candidates(params.get("K", 4))
+        _tau(params.get("tau", 0.5))
+        checkpoint = cls._checkpoint(params)
+        return identity_with(super().identify(params), compass_beside(checkpoint.folder, checkpoint.source))
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The network, and the compass if there is one."""
+        return {**super().networks(), **({"energy": self.energy} if self.energy is not None else {})}
+
     def kernel(self, posterior: Posterior) -> Kernel:
-        """The cumulative law."""
+        """The cumulative law, or the best of K such steps."""
+        if self.rerank == "compass":
+            from tsdfm_bench.methods.rerank import RerankedKernel
+
+            assert self.energy is not None
+            return RerankedKernel(posterior, self.unmask_change, self.energy, self.candidates, self.tau)
         return CumulativeKernel(posterior, self.unmask_change)
+
+
+def _candidates(given: object) -> int:
+    """K from a number or text; UsageError if it is none of 1 to 64."""
+    text = str(given)
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_CANDIDATES:
+        raise UsageError(f"K of fsdfm is a whole number from 1 to {MOST_CANDIDATES}, not '{given}'")
+    return int(text)
+
+
+def _tau(given: object) -> float:
+    """tau from a number or text; UsageError if it is not in [0, 1]."""
+    try:
+        tau = float(str(given))
+    except ValueError:
+        tau = float("nan")
+    if not 0 <= tau <= 1:
+        raise UsageError(f"tau of fsdfm is a time from 0 to 1, not '{given}'")
+    return tau
