@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from tsdfm_bench.results.store import CorruptFile, RunFolder, batches_in, read_a
 if TYPE_CHECKING:
     from tsdfm_bench.api import Task
     from tsdfm_bench.plan import Cell
-    from tsdfm_bench.registry import Registry
+    from tsdfm_bench.registry import Entry, Registry
 
 
 _READERS: Mapping[str, Callable[[Path], object]] = {
@@ -142,10 +143,7 @@ class Job:
             name: registered.
         """
         entry = self.registry.entry(kind, name)
-        code = ""
-        with contextlib.suppress(OSError):
-            if not entry.version and Path(entry.target).is_file():
-                code = hashlib.sha256(Path(entry.target).read_bytes()).hexdigest()
+        code = [] if entry.builtin else [hashlib.sha256(data).hexdigest() for data in _sources(entry)]
         return json_hash([__version__, entry.owner, code, self.device, self.cell_timeout_s])
 
     def remembers_failure(self, cell: Cell) -> bool:
@@ -169,3 +167,21 @@ class Job:
             remove(path.with_name("done.json"))
         if said := self.folder.quarantine(error, _READERS.get(path.suffix)):
             self.say(f"{said}.")
+
+
+def _sources(entry: Entry) -> Iterator[bytes]:
+    """The code of a plug-in: its local file, or its module or package, which is found without being imported.
+
+    A package that is installed in editable form changes under one version.
+    """
+    with contextlib.suppress(OSError, ValueError, ImportError):
+        if not entry.version:
+            yield Path(entry.target).read_bytes()
+            return
+        found = importlib.util.find_spec(entry.target.partition(":")[0].partition(".")[0])
+        folders = list(found.submodule_search_locations or ()) if found is not None else []
+        if found is not None and not folders and found.origin:
+            yield Path(found.origin).read_bytes()
+        for folder in folders:
+            for path in sorted(Path(folder).rglob("*.py")):
+                yield path.read_bytes()

@@ -1,8 +1,9 @@
 """The kit from outside: starts the worker, watches the clock, and makes rows of what it reports.
 
 A check that takes longer than the limit is stopped with its process and counts as failed; the worker is started again
-for the checks that are left. The worker's working folder is an empty one that is removed afterwards: the run folder, as
-far as the method can tell.
+for the checks that are left. The limit is on the clock for a check that does nothing, and on its own processor time for
+one that works: a busy machine makes no check fail. The worker's working folder is an empty one that is removed
+afterwards: the run folder, as far as the method can tell.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from tsdfm_bench.conformance.subject import Target
 
 LIMIT_S = 120.0
 _POLL_S = 0.02
+_IDLE = 0.01  # of a processor: who gets less is waiting for something, not for its turn
+_LONGEST = 10  # times the limit, on the clock
 
 Progress = Callable[[str], None]
 
@@ -105,7 +108,8 @@ def _worker(
         path.mkdir(exist_ok=True)
     job, results = scratch / "job.json", scratch / f"results-{time.monotonic_ns()}.jsonl"
     done = [[check, setting, result.verdict] for (check, setting), result in state.results.items()]
-    job.write_text(json.dumps({"target": target.to_json(), "checks": checks, "done": done}), encoding="utf-8")
+    asked = {"target": target.to_json(), "checks": checks, "done": done, "parent": os.getpid()}
+    job.write_text(json.dumps(asked), encoding="utf-8")
     results.touch()
     command = [sys.executable, "-m", "tsdfm_bench.conformance.worker", str(job), str(results)]
     environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -136,7 +140,7 @@ def _follow(
     process: subprocess.Popen[bytes], results: Path, state: _State, limit_s: float, progress: Progress | None
 ) -> bool:
     """Read along until the worker ends (False) or is silent for too long (True)."""
-    since = time.monotonic()
+    patience = Patience(limit_s, time.monotonic(), _cpu_s(process.pid))
     with results.open(encoding="utf-8") as file:
         pending = ""
         while True:
@@ -145,13 +149,51 @@ def _follow(
             *lines, pending = pending.split("\n")
             for line in lines:
                 _take(json.loads(line), state, progress)
-                since = time.monotonic()
+                patience = Patience(limit_s, time.monotonic(), _cpu_s(process.pid))
             if state.ended or not alive:
                 return False
-            if time.monotonic() - since > limit_s:
+            if patience.due(time.monotonic()) and patience.over(time.monotonic(), _cpu_s(process.pid)):
                 return True
             if not lines:
                 time.sleep(_POLL_S)
+
+
+class Patience:
+    """Whether a silent worker has had its time. Asked four times per limit, so that what stands still is seen.
+
+    Args:
+        limit_s: seconds a check may take.
+        now_s: monotonic clock.
+        cpu_s: processor time the worker has used so far, or None where that is not known.
+    """
+
+    def __init__(self, limit_s: float, now_s: float, cpu_s: float | None) -> None:
+        self.limit_s = limit_s
+        self.start = self.mark = (now_s, cpu_s)
+
+    def due(self, now_s: float) -> bool:
+        """Whether it is time to look again."""
+        return now_s - self.mark[0] >= self.limit_s / 4
+
+    def over(self, now_s: float, cpu_s: float | None) -> bool:
+        """True if it must be stopped."""
+        (before_s, worked_before), self.mark = self.mark, (now_s, cpu_s)
+        elapsed = now_s - self.start[0]
+        if elapsed < self.limit_s:
+            return False
+        if cpu_s is None or worked_before is None or self.start[1] is None or elapsed >= _LONGEST * self.limit_s:
+            return True
+        idle = cpu_s - worked_before < _IDLE * (now_s - before_s)
+        return idle or cpu_s - self.start[1] >= self.limit_s
+
+
+def _cpu_s(pid: int) -> float | None:
+    """Processor time of a process and its ended children, in seconds; None where there is no /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _take(event: dict[str, Any], state: _State, progress: Progress | None) -> None:

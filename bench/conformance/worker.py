@@ -4,7 +4,7 @@
 
 JOB is a JSON file (target, checks, what is done already), RESULTS a file to which one JSON line per event is appended:
 the plan first, then a start and a result for every check of every setting. The parent reads along and knows, when this
-process dies or stays silent, which check it was in. stdout is never used.
+process dies or stays silent, which check it was in. stdout is never used. If the parent is gone, this process goes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,11 +25,13 @@ from tsdfm_bench.errors import BenchError
 from tsdfm_bench.registry import one_line
 
 Tell = Callable[..., None]
+_LOOK_S = 1.0
 
 
 def main(arguments: list[str]) -> None:
     """Run what the job file asks for."""
     job = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    threading.Thread(target=_leave_with, args=(job["parent"],), daemon=True).start()
     with Path(arguments[1]).open("a", encoding="utf-8") as file:
 
         def tell(**event: object) -> None:
@@ -37,6 +40,13 @@ def main(arguments: list[str]) -> None:
 
         run_checks(Target.from_json(job["target"]), job["checks"], job["done"], tell)
         tell(event="end")
+
+
+def _leave_with(parent: int) -> None:
+    """End this process when the one that asked has ended, however that happened."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_S)
+    os._exit(1)
 
 
 def run_checks(target: Target, wanted: Sequence[str], finished: Iterable[Sequence[str]], tell: Tell) -> None:
