@@ -535,6 +535,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count parameters and make one step of each stage on random tokens.")
     ] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Train nothing: examine the trained compasses and record trajectories.")
+    ] = False,
     launcher: Annotated[
         Text,
         typer.Option("--launcher", metavar="NAME", help="How stages are run: inline, local, ... (default: inline)"),
@@ -546,7 +549,7 @@ def train(
     from tsdfm_bench.commands.train import train_command
 
     settings = {"name": launcher, "jobs": jobs}
-    _leave(lambda: train_command(scale, only, out, minutes, threads, task, dry_run, json, settings))
+    _leave(lambda: train_command(scale, only, out, minutes, threads, task, dry_run, json, settings, report))
 
 
 @app.command()

@@ -23,6 +23,10 @@ class PluginError(BenchError):
     """A plug-in cannot be used: import failed, attribute missing, wrong API version, wrong output."""
 
 
+class CompassError(BenchError):
+    """An energy compass failed its checks, so no student is taught with it."""
+
+
 class CheckpointError(BenchError):
     """Weights are missing, truncated, altered, or of another shape than their configuration says."""
 

@@ -41,6 +41,7 @@ def train_command(
     dry_run: bool = False,
     as_json: bool = False,
     launcher: Mapping[str, object] | None = None,
+    report: bool = False,
 ) -> int:
     """Train the networks of a scale.
 
@@ -56,6 +57,7 @@ def train_command(
         dry_run: train nothing, rehearse.
         as_json: print the rehearsal as JSON.
         launcher: keys of the `[launcher]` table; None as a value = not given.
+        report: train nothing, examine the compasses that are trained.
 
     Returns:
         the exit code; 0 also if the minutes were over before the end.
@@ -63,6 +65,7 @@ def train_command(
     import torch
     from rich.console import Console
 
+    from tsdfm_bench.judge import find_judge
     from tsdfm_bench.methods.train.command import train_recipe, training_text
     from tsdfm_bench.methods.train.recipe import load_recipe
 
@@ -74,8 +77,12 @@ def train_command(
     recipe.select(stages)  # a wrong name is an error before the text is read
     if minutes is not None and processes > 1:
         raise UsageError("--minutes is for one process; on several, the scheduler's time limit ends a training")
-    if as_json and not dry_run:
-        raise UsageError("--json belongs to --dry-run; a training's record is history.json beside its weights")
+    if dry_run and report:
+        raise UsageError("--dry-run and --report both train nothing: give one of them")
+    if as_json and not dry_run and not report:
+        raise UsageError(
+            "--json belongs to --dry-run and --report; a training's record is history.json beside its weights"
+        )
     if task is not None:
         recipe = recipe.model_copy(update={"task": task})
         if dry_run:
@@ -88,13 +95,19 @@ def train_command(
     if minutes is not None:  # little is lost when the time is over
         recipe = recipe.model_copy(update={"training": {**recipe.training, "save_every_s": SAVE_EVERY_S}})
     folder = out or RUNS / f"train-{Path(scale).stem}"
+    if report:
+        from tsdfm_bench.commands.train_report import report_command
+
+        return report_command(recipe, folder, stages, as_json, reporter)
     settings = launcher_settings({key: value for key, value in (launcher or {}).items() if value is not None})
     if settings.name != "inline":
         if minutes is not None:
             raise UsageError(f"--minutes is for training in this process; leave it out with --launcher {settings.name}")
         return _launched(scale, recipe, folder, stages, task, threads, settings, reporter)
     with _first_alone(processes):
-        text = training_text(load_task(parse_spec(recipe.task), Registry()))
+        registry = Registry()
+        loaded = load_task(parse_spec(recipe.task), registry)
+        text = training_text(loaded)
     if task is None and recipe.vocab_size not in (0, text.vocab_size):
         raise UsageError(
             f"recipe '{recipe.scale}' is for {recipe.vocab_size:,} tokens, its task has {text.vocab_size:,}; name the "
@@ -103,7 +116,8 @@ def train_command(
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     display = _Display(reporter, deadline)
     try:
-        train_recipe(recipe, text, folder, stages, display.report, display.announce)
+        judge = find_judge(loaded, recipe, folder, registry)
+        refused = train_recipe(recipe, text, folder, stages, display.report, display.announce, judge)
     except _TimeIsUp:
         display.close()
         reporter.note(f"The time is over; what was trained is kept in {folder}. Go on with:\n  {command_line()}")
@@ -117,8 +131,10 @@ def train_command(
         reporter.note(f"error: {error}", style="red")
         return 1
     display.close()
+    for reason in refused:
+        reporter.note(reason, style="red")
     reporter.note(f"Trained networks: {folder}. Use them: tsdfm-bench run --checkpoint {folder}")
-    return 0
+    return 1 if refused else 0
 
 
 def _launched(

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tsdfm_bench.errors import CompassError
 from tsdfm_bench.launch.leases import Holder, Lease, Leases
 from tsdfm_bench.launch.settings import DEFAULT_LEASE_S
 from tsdfm_bench.launch.work import Work
@@ -116,6 +117,7 @@ def leases_wait(leases: Leases) -> None:
 def _here(work: Work, reporter: Reporter, lease: Lease) -> None:
     import torch
 
+    from tsdfm_bench.judge import find_judge
     from tsdfm_bench.methods.train.command import train_recipe, training_text
     from tsdfm_bench.methods.train.recipe import load_recipe
     from tsdfm_bench.registry import Registry
@@ -126,11 +128,16 @@ def _here(work: Work, reporter: Reporter, lease: Lease) -> None:
     recipe = load_recipe(str(work.stage["scale"]))
     if work.stage.get("task"):
         recipe = recipe.model_copy(update={"task": work.stage["task"]})
-    text = training_text(load_task(parse_spec(recipe.task), Registry()))
+    registry, folder = Registry(), Path(work.folder)
+    task = load_task(parse_spec(recipe.task), registry)
+    judge = find_judge(task, recipe, folder, registry)
     stage = str(work.stage["stage"])
     with reporter.phase(f"training {stage}", work.weight, round(work.weight), "steps") as phase:
         phase.doing(stage)
-        train_recipe(recipe, text, Path(work.folder), [stage], _reporting(phase, lease), lambda text: None)
+        report = _reporting(phase, lease)
+        refused = train_recipe(recipe, training_text(task), folder, [stage], report, lambda text: None, judge)
+    if refused:
+        raise CompassError(refused[0])
 
 
 def _reporting(phase: Phase, lease: Lease) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def about_weights(
         "steps": result.steps,
         "tokens_seen": result.tokens_seen,
         "training_seconds": round(result.seconds, 1),
+        **({"training_flops": float(f"{result.flops:.4g}")} if math.isfinite(result.flops) else {}),
         "validation": {
             "what": _BOUND[stage.kind],
             "unit": "nats" if stage.kind == "compass" else "nats per token",

@@ -11,24 +11,33 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from tsdfm_bench.api import Task
 from tsdfm_bench.errors import CheckpointError, CompassError, UsageError
+from tsdfm_bench.methods.nets.causal import CausalTransformer
 from tsdfm_bench.methods.nets.compass import Compass
 from tsdfm_bench.methods.nets.pretrained import CONFIG_FILE, PretrainedNetwork, read_config, replace_file
 from tsdfm_bench.methods.train.build import build_network, build_objective
 from tsdfm_bench.methods.train.card import about_weights, write_card
 from tsdfm_bench.methods.train.compass import CompassObjective
 from tsdfm_bench.methods.train.compass_report import CompassReport, Judge, examine
-from tsdfm_bench.methods.train.data import TrainingText
+from tsdfm_bench.methods.train.data import Draws, TrainingText
+from tsdfm_bench.methods.train.flops import FlopMeter, networks_in
+from tsdfm_bench.methods.train.matching import match_entropy
+from tsdfm_bench.methods.train.objectives import ARObjective
 from tsdfm_bench.methods.train.recipe import ORACLE, Recipe, Stage
+from tsdfm_bench.methods.train.records import flops_of, write_cost, write_records
 from tsdfm_bench.methods.train.shaping import ShapingConfig
 from tsdfm_bench.methods.train.trainer import Progress, Trainer
+from tsdfm_bench.methods.train.trajectories import record
 
 STATE_FOLDER = ".state"
 REPORT_FILE = "report.json"
+COUNTED_STEPS = 8
 
 
 def training_text(task: Task) -> TrainingText:
@@ -84,6 +93,23 @@ class NamedJudge:
     judge: Judge
 
 
+def ar_judge(recipe: Recipe, folder: Path) -> NamedJudge | None:
+    """The recipe's autoregressive network as a judge, exact NLL under it; None if it is not trained."""
+    stage = next((stage for stage in recipe.stage if stage.kind == "ar"), None)
+    if stage is None or not (folder / stage.name / CONFIG_FILE).is_file():
+        return None
+    path = folder / stage.name
+
+    @torch.inference_mode()
+    def judge(tokens: np.ndarray) -> np.ndarray:
+        network = CausalTransformer.from_pretrained(path)
+        objective = ARObjective(network.config.vocab_size, network.config.bos_id)
+        parts = torch.from_numpy(tokens).split(64)
+        return torch.cat([objective.nll(network, part).mean(dim=1) for part in parts]).double().numpy()
+
+    return NamedJudge(f"the network '{stage.name}'", judge)
+
+
 def examine_compass(
     stage: Stage, recipe: Recipe, text: TrainingText, folder: Path, judge: NamedJudge | None
 ) -> CompassReport:
@@ -104,6 +130,19 @@ def examine_compass(
         path, lambda partial: partial.write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
     )
     return found
+
+
+def record_trajectories(
+    compass: Stage, recipe: Recipe, text: TrainingText, folder: Path, judge: NamedJudge
+) -> list[dict[str, Any]]:
+    """Blind and shaped trajectories under a compass and the shaping of the first student it teaches; see `record`."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    energy = Compass.from_pretrained(folder / compass.name, device).requires_grad_(False)
+    builder = build_objective(compass, recipe, text, folder, device)(energy)
+    assert isinstance(builder, CompassObjective)
+    student = next((stage for stage in recipe.stage if stage.compass == compass.name), None)
+    shaping = ShapingConfig(**(student.shaping if student is not None else {}))
+    return record(builder, energy, shaping, judge.judge, text.length, compass.source)
 
 
 def require_trust(stage: Stage, recipe: Recipe, text: TrainingText, folder: Path, judge: NamedJudge | None) -> None:
@@ -151,6 +190,12 @@ def train_stage(
     if stage.kind == "tsdfm" and stage.compass != ORACLE:
         require_trust(stage, recipe, text, folder, judge)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if stage.match:
+        match_entropy(stage, text, folder, device)
+        write_card(folder / stage.name)
+        return folder / stage.name
+    if stage.cost_of:
+        stage = of_equal_cost(stage, recipe, text, folder, device)
     state = folder / STATE_FOLDER / stage.name
     trainer = Trainer(
         stage.name,
@@ -160,6 +205,7 @@ def train_stage(
         recipe.training_of(stage),
         state,
         report,
+        stage.draws,
     )
     trainer.resume()
     result = trainer.train()
@@ -171,9 +217,25 @@ def train_stage(
         write_card(folder / stage.name)
         history = json.dumps(result.history, indent=1) + "\n"
         (folder / stage.name / "history.json").write_text(history, encoding="utf-8")
+        write_cost(stage, recipe, result, folder)
         shutil.rmtree(state, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return folder / stage.name
+
+
+def of_equal_cost(stage: Stage, recipe: Recipe, text: TrainingText, folder: Path, device: str) -> Stage:
+    """The stage, with as many steps as cost the operations of the training it is to equal (mean of its first steps)."""
+    network = build_network(stage, recipe, text, folder).to(device)
+    objective = build_objective(stage, recipe, text, folder, device)(network)
+    training = recipe.training_of(stage)
+    meter = FlopMeter(network, *networks_in(objective))
+    for step in range(1, COUNTED_STEPS + 1):
+        # one copy is learner and average here: calls under no_grad count once, the learner's three times
+        draws = Draws(training.seed, stage.draws or stage.name, step, training.batch, device)
+        objective.loss(network, text.windows("train", draws), draws)
+    meter.close()
+    steps = max(1, round(flops_of(folder / stage.cost_of) / (meter.total / COUNTED_STEPS)))
+    return stage.model_copy(update={"training": {**stage.training, "steps": steps}})
 
 
 def train_recipe(
@@ -198,7 +260,12 @@ def train_recipe(
         if held := [need for need in stage.needs if need in refused]:
             refused[stage.name] = f"stage '{stage.name}' is not trained: it needs '{held[0]}'"
             continue
-        announce(f"{stage.name}: {recipe.training_of(stage).steps:,} steps")
+        if stage.match:
+            announce(f"{stage.name}: the temperature of '{stage.start_from}' at the entropy of '{stage.match}'")
+        elif stage.cost_of:
+            announce(f"{stage.name}: as many steps as cost what '{stage.cost_of}' cost")
+        else:
+            announce(f"{stage.name}: {recipe.training_of(stage).steps:,} steps")
         try:
             train_stage(stage, recipe, text, folder, report, judge)
         except CompassError as error:
@@ -207,4 +274,6 @@ def train_recipe(
         if stage.kind == "compass":
             found = examine_compass(stage, recipe, text, folder, judge)
             announce(f"{stage.name}: {found.summary()}")
+        write_records(recipe, folder)
+    write_records(recipe, folder)
     return list(refused.values())

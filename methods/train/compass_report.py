@@ -235,7 +235,7 @@ def _choice(
     h = torch.minimum(arrival, torch.full_like(arrival, 0.25))
     t = arrival - h
     x_t = noise(x_1, t, draws, objective.outputs, objective.vocab_size)
-    states = jump(x_t, _logits(objective, x_t, t, h), t, h, draws, "candidates", candidates)
+    states = jump(x_t, builder_logits(objective, x_t, t, h), t, h, draws, "candidates", candidates)
     flat, when = states.flatten(0, 1), arrival.repeat(candidates)
     energy = compass(flat, when.float(), x_t.repeat(candidates, 1)).mean(dim=1).view(candidates, sets)
     finished = finish(objective, states, arrival, draws)
@@ -258,7 +258,8 @@ def _choice(
     )
 
 
-def _logits(objective: CompassObjective, x: Tensor, t: Tensor, h: Tensor) -> Tensor:
+def builder_logits(objective: CompassObjective, x: Tensor, t: Tensor, h: Tensor) -> Tensor:
+    """Logits of the builder at states (rows, length), the mask id excluded."""
     step = (h.float(),) if objective.step_aware else ()
     return without_mask(objective.builder(x, t.float(), *step), objective.vocab_size)
 
@@ -270,7 +271,7 @@ def finish(objective: CompassObjective, states: Tensor, time: Tensor, draws: Dra
         x, t = state, time
         step = (1 - time) / FINISH_JUMPS
         for index in range(FINISH_JUMPS):
-            x = jump(x, _logits(objective, x, t, step), t, step, draws, f"finish{index}")[0]
+            x = jump(x, builder_logits(objective, x, t, step), t, step, draws, f"finish{index}")[0]
             t = t + step
         rest.append(x)
     return torch.stack(rest)

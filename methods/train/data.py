@@ -58,6 +58,12 @@ class Draws:
         part.total = self.total
         return part
 
+    def describe(self, rows: Tensor) -> str:
+        """Which windows of the step some rows are, (batch,) bool, for a message."""
+        numbers = self.streams.sequences[rows].tolist()
+        shown = ", ".join(str(number) for number in numbers[:8]) + (", ..." if len(numbers) > 8 else "")
+        return f"{len(numbers)} of {rows.numel()} windows (numbers {shown} of the step's {self.total})"
+
     def uniform(self, site: str, size: int) -> Tensor:
         """(batch, size) fp64 uniforms."""
         return self.streams.uniform(site, self.step, size)

@@ -72,18 +72,19 @@ class ARObjective:
     vocab_size: int
     bos_id: int = 0
 
-    def _nll(self, network: nn.Module, x_1: Tensor) -> Tensor:
+    def nll(self, network: nn.Module, x_1: Tensor) -> Tensor:
+        """(batch, length) NLL of every token in nats."""
         inputs = torch.cat([torch.full_like(x_1[:, :1], self.bos_id), x_1[:, :-1]], dim=1)
         return F.cross_entropy(network(inputs).flatten(0, 1), x_1.flatten(), reduction="none").view(x_1.shape)
 
     def loss(self, network: nn.Module, x_1: Tensor, draws: Draws) -> StepResult:
         """Mean NLL over all tokens."""
-        value = self._nll(network, x_1).mean()
+        value = self.nll(network, x_1).mean()
         return StepResult(value, {})
 
     def bound(self, network: nn.Module, x_1: Tensor, draws: Draws) -> Tensor:
         """(batch,) exact NLL per token."""
-        return self._nll(network, x_1).mean(dim=1)
+        return self.nll(network, x_1).mean(dim=1)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,10 @@
 
 A recipe is a list of stages in dependency order (teachers, compasses, students, baselines). Every setting of a
 stage that is not given is taken from the recipe's `[training]` and `[network]` tables. Unknown keys are errors.
+
+An ablation is written as variants: a stage `like` an earlier one has its settings but those it gives itself (the tables
+`options`, `shaping` and `training` are merged key by key), and `seeds = [0, 1, 2]` makes a stage of each seed.
+Such stages share all random numbers with the stage they are like, so that a difference is the setting's.
 """
 
 from __future__ import annotations
@@ -19,6 +23,11 @@ from tsdfm_bench.methods.train.trainer import TrainingConfig
 RECIPES = Path(__file__).parent / "recipes"
 ORACLE = "oracle"
 """In place of a compass stage: the task's exact law."""
+
+TABLES = ("options", "shaping", "training")
+"""Tables of a stage that are merged with those of the stage it is like."""
+
+CONTROL_OF_RULE = {"random": "random_pick", "argmax": "argmax_pick", "shuffled": "shuffled_energy"}
 
 
 class _Strict(BaseModel):
@@ -69,6 +78,11 @@ class Stage(_Strict):
         despite_checks: train a student with a compass that failed its checks.
         builder: name of a student stage whose jumps are a compass's negatives; default: the teacher's.
         blocks: of the compass, copied from the teacher.
+        cost_of: name of a shaped stage: this one is trained for as many steps as cost the same operations.
+        match: name of a shaped stage: this one is `start_from` at the temperature at which its predictions on held-out
+            text have that one's entropy; nothing is trained.
+        variant: name of the ablation variant it is one seed of; set by `seeds`.
+        draws: what names the random numbers of its training; default: its own name.
         options: of the objective (loss_name, parameterisation, rule, h_law, small_h_target, path_weight, ...).
         shaping: of tsdfm, see `ShapingConfig`.
         training: overrides of the recipe's `[training]` table.
@@ -82,6 +96,10 @@ class Stage(_Strict):
     teacher: str = ""
     compass: str = ""
     builder: str = ""
+    cost_of: str = ""
+    match: str = ""
+    variant: str = ""
+    draws: str = ""
     despite_checks: bool = False
     blocks: int = 0
     options: dict[str, Any] = {}
@@ -91,9 +109,16 @@ class Stage(_Strict):
     @property
     def needs(self) -> list[str]:
         """Stages that must be finished first."""
-        return [
-            name for name in (self.start_from, self.teacher, self.compass, self.builder) if name not in ("", ORACLE)
-        ]
+        named = (self.start_from, self.teacher, self.compass, self.builder, self.cost_of, self.match)
+        return [name for name in named if name not in ("", ORACLE)]
+
+    @property
+    def control(self) -> str:
+        """What it controls in an ablation, as in `variants.json`; "none" for the method itself."""
+        if self.kind == "fsdfm":
+            return "entropy_matched" if self.match else "flop_matched" if self.cost_of else "unshaped"
+        rule = str(self.shaping.get("rule", "argmin"))
+        return CONTROL_OF_RULE.get(rule, "oracle" if self.compass == ORACLE else "none")
 
 
 class Recipe(_Strict):
@@ -115,6 +140,14 @@ class Recipe(_Strict):
     start: Start = Start()
     training: dict[str, Any]
     stage: list[Stage]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_out(cls, given: Any) -> Any:
+        """Variants and seeds as stages of their own."""
+        if not isinstance(given, dict) or not isinstance(given.get("stage"), list):
+            return given
+        return {**given, "stage": spell_out(given["stage"])}
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
@@ -144,10 +177,20 @@ class Recipe(_Strict):
                     raise ValueError(
                         f"stage '{stage.name}' needs `compass`, an earlier stage trained on the same teacher"
                     )
+            self._check_controls(stage, seen)
             self.training_of(stage)
             ShapingConfig(**stage.shaping)
             seen[stage.name] = stage
         return self
+
+    def _check_controls(self, stage: Stage, seen: dict[str, Stage]) -> None:
+        for key, name in (("cost_of", stage.cost_of), ("match", stage.match)):
+            if name and (stage.kind != "fsdfm" or seen[name].kind != "tsdfm" or seen[name].source != stage.source):
+                raise ValueError(
+                    f"stage '{stage.name}': `{key}` makes a control of kind fsdfm for a tsdfm stage of the same source"
+                )
+        if stage.match and (not stage.start_from or seen[stage.start_from].kind != "fsdfm"):
+            raise ValueError(f"stage '{stage.name}': `match` needs `start_from`, an earlier stage of kind fsdfm")
 
     def training_of(self, stage: Stage) -> TrainingConfig:
         """The training settings of a stage: its own over the recipe's."""
@@ -169,6 +212,39 @@ class Recipe(_Strict):
             if name not in names:
                 raise unknown_name("stage", name, names, f"They are the networks of recipe '{self.scale}'.")
         return [stage for stage in self.stage if stage.name in only]
+
+
+def spell_out(stages: list[Any]) -> list[Any]:
+    """The tables of a recipe file with `like` and `seeds` carried out.
+
+    Raises:
+        ValueError: a stage is like none that stands before it, or a seed is no whole number.
+    """
+    known: dict[str, dict[str, Any]] = {}
+    found: list[Any] = []
+    for given in stages:
+        if not isinstance(given, dict):
+            return stages  # what is wrong is said by the model
+        table = dict(given)
+        like, seeds = table.pop("like", None), table.pop("seeds", [None])
+        if like is not None:
+            if like not in known:
+                raise ValueError(f"stage '{table.get('name')}' is like '{like}', which is not an earlier stage")
+            base = known[like]
+            merged = {key: {**base.get(key, {}), **table.get(key, {})} for key in TABLES}
+            table = {"draws": like, **base, **table, **merged}
+        name = str(table.get("name"))
+        known[name] = table
+        if not isinstance(seeds, list) or not all(seed is None or type(seed) is int for seed in seeds):
+            raise ValueError(f"stage '{name}': seeds is a list of whole numbers, not {seeds}")
+        for place, seed in enumerate(seeds):
+            if seed is None:
+                found.append(table)
+                continue
+            training = {**table.get("training", {}), "seed": seed}
+            own = name if place == 0 else f"{name}-s{seed}"
+            found.append({"draws": name, **table, "name": own, "variant": name, "training": training})
+    return found
 
 
 def load_recipe(name: str) -> Recipe:

@@ -109,8 +109,13 @@ class ShapingChooser:
         pool, source, time = states[:, gated], origin[gated], state_time[gated]
         k, rows, length = pool.shape
         token_energy = self.energy(pool.flatten(0, 1), time.repeat(k), source.repeat(k, 1)).view(k, rows, length)
-        if not torch.isfinite(token_energy).all():
-            raise FloatingPointError(f"the compass gave a non-finite energy at jump {index}")
+        finite = torch.isfinite(token_energy)
+        if not finite.all():
+            bad = torch.zeros_like(gate_time, dtype=torch.bool)
+            bad[gated] = ~finite.all(dim=2).all(dim=0)
+            raise FloatingPointError(
+                f"the compass gave energies that are not finite at jump {index + 1} in {draws.describe(bad)}"
+            )
         ranking = self._ranking(token_energy, gated, draws, index)  # (K, rows, length), lower wins
         sequence = ranking.mean(dim=-1)
         best = sequence.argmin(dim=0)

@@ -17,7 +17,7 @@ jumps are the only random decisions of the target; TS-DFM replaces the blind cho
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
@@ -153,6 +153,15 @@ def shortcut_target(
     return (first + 2 * second + 2 * third + fourth) / 6
 
 
+def require_finite(logits: Tensor, what: str, draws: Draws) -> None:
+    """Refuse logits (rows, length, outputs) with NaN or infinity; FloatingPointError names the windows of the step."""
+    if torch.isfinite(logits.sum()):
+        return
+    bad = (~torch.isfinite(logits)).flatten(1).any(dim=1)
+    if bad.any():
+        raise FloatingPointError(f"{what} are not finite in {draws.describe(bad)}")
+
+
 def step_size_and_time(draws: Draws, law: str) -> tuple[Tensor, Tensor]:
     """(t, h) of a batch: h = 2^-j, j = 0..10, and t on the 1/1024 grid, uniform in [0, 1 - h].
 
@@ -224,6 +233,7 @@ class ShortcutObjective:
                 self.rule,
                 self.choose,
             )
+            require_finite(target, "the shortcut teacher's logits", draws.rows(big))
             rows = rows.index_put((big,), losses.forward_kl(target, student[big]).mean(dim=1))
         if small.numel():
             if self.small_h_target == "path_loss":
@@ -234,6 +244,7 @@ class ShortcutObjective:
             else:
                 with torch.no_grad():
                     target = self.frozen(x_t[small], t[small].float())
+                require_finite(target, "the frozen teacher's logits", draws.rows(small))
                 values = losses.forward_kl(target, student[small])
             rows = rows.index_put((small,), values.mean(dim=1))
         shown["large"] = rows[big].mean().item() if big.numel() else float("nan")
@@ -247,3 +258,7 @@ class ShortcutObjective:
             return logits
 
         return DFMObjective(self.vocab_size, self.outputs)._per_token(at_smallest_step, x_1, draws).mean(dim=1)  # type: ignore[arg-type]
+
+
+DEFAULTS: dict[str, str] = {field.name: field.default for field in fields(ShortcutObjective) if field.name in OPTIONS}
+"""Values of the options when a recipe does not give them: FS-DFM's, as released."""

@@ -14,6 +14,7 @@ import json
 import math
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from tsdfm_bench.methods.train.objectives import Objective, validate
 from tsdfm_bench.methods.train.optim import learning_rate, make_optimizers
 
 STATE_FILE = "state.safetensors"
+TIMED_STEPS, WARM_UP_STEPS = 200, 3
 _NO_INFLUENCE = ("validate_every", "save_every_s", "micro_batch", "compile")
 
 
@@ -82,7 +84,16 @@ class Progress:
 
 @dataclass
 class TrainingResult:
-    """The trained network and its record."""
+    """The trained network and its record.
+
+    Args:
+        network: the average of the weights.
+        steps, tokens_seen, seconds: of the training.
+        bound, bound_error: last validation.
+        history: every validation.
+        flops: operations of all steps, by formula (see `flops`).
+        step_seconds: wall-clock seconds of the last steps of this process, its first ones left out.
+    """
 
     network: nn.Module
     steps: int
@@ -91,6 +102,8 @@ class TrainingResult:
     bound: float
     bound_error: float
     history: list[dict[str, float]] = field(default_factory=list)
+    flops: float = 0.0
+    step_seconds: list[float] = field(default_factory=list)
 
 
 def mixed_precision(device: torch.device) -> str:
@@ -135,6 +148,7 @@ class Trainer:
         config: see `TrainingConfig`.
         folder: where the state is kept; None keeps nothing.
         report: called now and then with a `Progress`.
+        draws: what names the random numbers; default: the training's name.
     """
 
     def __init__(
@@ -146,6 +160,7 @@ class Trainer:
         config: TrainingConfig,
         folder: Path | None = None,
         report: Callable[[Progress], None] | None = None,
+        draws: str = "",
     ) -> None:
         from accelerate import Accelerator
 
@@ -158,6 +173,7 @@ class Trainer:
                 f"{self.accelerator.num_processes} processes; choose a number of processes that divides it"
             )
         self.name, self.text, self.config, self.folder, self.report = name, text, config, folder, report
+        self.draws = draws or name
         self.ema = copy.deepcopy(network).to(self.accelerator.device).eval().requires_grad_(False)
         self.objective = make_objective(self.ema)
         optimizers = make_optimizers(
@@ -174,7 +190,8 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["peak"] = group["lr"]
         self.step = 0
-        self.seconds = 0.0
+        self.seconds = self.flops = 0.0
+        self.step_seconds: deque[float] = deque(maxlen=TIMED_STEPS)
         self.history: list[dict[str, float]] = []
 
     @property
@@ -205,6 +222,7 @@ class Trainer:
             "name": self.name,
             "step": self.step,
             "seconds": self.seconds,
+            "flops": self.flops,
             "history": self.history,
             "recipe": self._recipe(),
         }
@@ -214,11 +232,10 @@ class Trainer:
 
     def _recipe(self) -> str:
         relevant = {k: v for k, v in vars(self.config).items() if k not in _NO_INFLUENCE}
-        return json.dumps(
-            {"config": relevant, "data": self.text.data_hash, "length": self.text.length},
-            sort_keys=True,
-            default=list,
-        )
+        about = {"config": relevant, "data": self.text.data_hash, "length": self.text.length}
+        if self.draws != self.name:
+            about["draws"] = self.draws
+        return json.dumps(about, sort_keys=True, default=list)
 
     def resume(self) -> bool:
         """Continue from the saved state if there is one; raises CheckpointError if it belongs to another recipe."""
@@ -250,6 +267,7 @@ class Trainer:
                 state.setdefault(int(number), {})[name] = value
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         self.step, self.seconds, self.history = about["step"], about["seconds"], about["history"]
+        self.flops = about.get("flops", math.nan)
         return True
 
     # ------------------------------------------------------------------------------------------------- loop
@@ -258,19 +276,28 @@ class Trainer:
         """Train to the last step (or to `until`), saving and validating on the way.
 
         Raises:
-            FloatingPointError: the loss or an energy is not finite; the last good state stays on disk.
+            FloatingPointError: the loss, a teacher's logits or an energy is not finite; the state before that step is
+                on disk if its weights are finite, else the last one that was saved.
         """
         config = self.config
         last = min(config.steps, until or config.steps)
         self.network.train()
         saved = reported = begun = time.monotonic()
         before, counted, operations = self.seconds, self.step, self.meter.total
+        before_flops, first = self.flops - operations, self.step
         while self.step < last:
-            number = self.step + 1
-            value, shown = self._gradients(number)
+            number, started = self.step + 1, time.monotonic()
+            try:
+                value, shown = self._gradients(number)
+            except FloatingPointError as error:
+                self.flops = before_flops + operations
+                raise FloatingPointError(self._diverged(number, error)) from error
             self._update(number)
             self.step = number
             now = time.monotonic()
+            self.flops = before_flops + self.meter.total
+            if number > first + WARM_UP_STEPS:
+                self.step_seconds.append(now - started)
             self.seconds = before + now - begun
             if self.report and (now - reported > 5 or number == last):
                 rate = (number - counted) * config.batch * self.text.length / max(1e-9, now - reported)
@@ -288,8 +315,27 @@ class Trainer:
         final = self.history[-1] if self.history else {"bound": math.nan, "bound_error": math.nan}
         tokens = self.step * config.batch * self.text.length
         return TrainingResult(
-            self.ema, self.step, tokens, self.seconds, final["bound"], final["bound_error"], self.history
+            self.ema,
+            self.step,
+            tokens,
+            self.seconds,
+            final["bound"],
+            final["bound_error"],
+            self.history,
+            self.flops,
+            list(self.step_seconds),
         )
+
+    def _diverged(self, number: int, error: FloatingPointError) -> str:
+        """Keep the state before the step if it is good, and say what happened."""
+        kept = "nothing was saved yet"
+        if all(bool(torch.isfinite(p).all()) for p in (*self.plain.parameters(), *self.ema.parameters())):
+            self.save()
+            kept = f"the state after step {number - 1} is kept in {self.folder}"
+        elif self.folder is not None and (self.folder / STATE_FILE).is_file():
+            kept = f"the weights were not finite any more; an earlier state is kept in {self.folder}"
+        kept = "" if self.folder is None else f"; {kept}"
+        return f"training '{self.name}' stopped at step {number} of {self.config.steps}: {error}{kept}"
 
     def _gradients(self, number: int) -> tuple[float, dict[str, float]]:
         """Gradients of one step, in passes of at most `micro_batch` windows per process; the loss and what to show.
@@ -306,16 +352,14 @@ class Trainer:
         for begin in range(0, share, size):
             rows = min(size, share - begin)
             device = self.accelerator.device
-            draws = Draws(config.seed, self.name, number, rows, device, first + begin, config.batch)
+            draws = Draws(config.seed, self.draws, number, rows, device, first + begin, config.batch)
             last = begin + rows == share
             with nullcontext() if last else self.accelerator.no_sync(self.network):
                 with self.accelerator.autocast():
                     result = self.objective.loss(self.network, self.text.windows("train", draws), draws)
                 loss = result.loss.item()
                 if not math.isfinite(loss):
-                    raise FloatingPointError(
-                        f"training '{self.name}': the loss is {loss} at step {number}; the last good state is kept"
-                    )
+                    raise FloatingPointError(f"the loss is {loss}")
                 value, shown = value + loss * rows / share, result.shown
                 self.accelerator.backward(result.loss if rows == share else result.loss * (rows / share))
         return value, dict(shown)
@@ -341,7 +385,9 @@ class Trainer:
                 average.lerp_(current.detach(), 1 - decay)
 
     def _validate(self) -> None:
+        counted = self.meter.total
         bound, error = validate(self.objective, self.ema, self.text)
+        self.meter.total = counted  # a validation is no part of the training's cost
         self.history.append({"step": float(self.step), "bound": bound, "bound_error": error, "seconds": self.seconds})
         if self.report:
             self.report(Progress(self.name, self.step, self.config.steps, 0.0, {"validation": bound, "±": error}))
