@@ -25,7 +25,7 @@ SPOILS = {
     "mask": "the token id 16 (a mask: positions were left undecided)",
     "negative": "the token id -1",
     "lengths": "lengths outside [0, 12]",
-    "memory": "choose a smaller --batch-size",
+    "memory": "even for one sequence at a time: choose a smaller --length or a larger --device",
 }
 
 
