@@ -398,12 +398,15 @@ def table(
     format: Annotated[
         str, typer.Option("--format", "-f", help="rich, markdown, csv, latex, json or html.", metavar="FORMAT")
     ] = "rich",
+    methods: Annotated[Text, typer.Option("--methods", metavar="LIST", help="Only these generators.")] = None,
+    steps: Annotated[Text, typer.Option("--steps", metavar="LIST", help="Only these step counts.")] = None,
+    sources: Annotated[Text, typer.Option("--sources", metavar="LIST", help="Only these sources.")] = None,
     json: Json = False,
 ) -> None:
     """Print the table of a run folder or of a summary file."""
     from tsdfm_bench.commands.table import table_command
 
-    _leave(lambda: table_command(folder, "json" if json else format))
+    _leave(lambda: table_command(folder, "json" if json else format, methods, steps, sources))
 
 
 @app.command()
@@ -459,6 +462,37 @@ def verify(
     from tsdfm_bench.commands.verify import verify_command
 
     _leave(lambda: verify_command(folder, claims, only, json, strict))
+
+
+@app.command()
+def report(
+    folder: Folder = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", "-o", metavar="FILE", help="HTML file (default: report.html of the run folder)."),
+    ] = None,
+    texts: Annotated[int, typer.Option("--texts", metavar="N", help="Texts per row to show.", min=0)] = 8,
+    traces: Annotated[
+        int,
+        typer.Option(
+            "--traces", metavar="N", help="Sample N sequences per row again, keeping every step (default: none).", min=0
+        ),
+    ] = 0,
+    teacher: Annotated[
+        Text, typer.Option("--teacher", metavar="LABEL", help="Row that texts are compared with (default: dfm).")
+    ] = None,
+    claims: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--claims", metavar="FILE", help="Claims file in TOML (default: the TS-DFM paper's claims)."),
+    ] = None,
+    plugin: Plugin = None,
+    json: Json = False,
+) -> None:
+    """Write one HTML file about a run: verdicts, table, plots, texts, steps, cost, provenance."""
+    from tsdfm_bench.commands.report import Asked, report_command
+
+    asked = Asked(folder, out, texts, traces, teacher, claims, tuple(plugin or ()), json)
+    _leave(lambda: report_command(asked))
 
 
 @app.command()
@@ -540,15 +574,22 @@ def train(
     ] = False,
     launcher: Annotated[
         Text,
-        typer.Option("--launcher", metavar="NAME", help="How stages are run: inline, local, ... (default: inline)"),
+        typer.Option("--launcher", metavar="NAME", help="How stages are run: inline, local, slurm (default: inline)."),
     ] = None,
     jobs: Annotated[Text, typer.Option("--jobs", metavar="N", help="Stages at once, where one needs no other.")] = None,
+    lease: Annotated[
+        Text, typer.Option("--lease", metavar="S", help="Seconds without a sign of life until a stage is taken over.")
+    ] = None,
+    slurm: Annotated[
+        Text, typer.Option("--slurm", metavar="K=V,...", help="As for run; for one stage: stages.NAME.time=8:00:00.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Submit to Slurm and leave.")] = False,
     json: Json = False,
 ) -> None:
     """Train the networks of a scale in dependency order; a stopped training goes on where it was."""
     from tsdfm_bench.commands.train import train_command
 
-    settings = {"name": launcher, "jobs": jobs}
+    settings = {"name": launcher, "jobs": jobs, "lease_s": lease, "slurm": slurm, "detach": detach or None}
     _leave(lambda: train_command(scale, only, out, minutes, threads, task, dry_run, json, settings, report))
 
 
@@ -582,6 +623,36 @@ def orders(json: Json = False) -> None:
     from tsdfm_bench.commands.orders import orders_command
 
     _leave(lambda: orders_command(json))
+
+
+@app.command("bench-speed")
+def bench_speed(
+    quick: Annotated[bool, typer.Option("--quick", help="The size sotu, batches of 8, few repeats.")] = False,
+    sizes: Annotated[Text, typer.Option("--sizes", metavar="LIST", help="sotu,base (default: both).")] = None,
+    methods: Annotated[Text, typer.Option("--methods", metavar="LIST", help="Generators (default: all).")] = None,
+    parts: Annotated[
+        Text, typer.Option("--parts", metavar="LIST", help="sampling,generate,scoring,scaling (default: all).")
+    ] = None,
+    batches: Annotated[Text, typer.Option("--batches", metavar="LIST", help="Batch sizes (default: 1,8,32).")] = None,
+    steps: Annotated[Text, typer.Option("--steps", metavar="LIST", help="Step counts (default: 8,64,1024).")] = None,
+    repeats: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--repeats", metavar="N", help="Of every measurement (default: 5, quick 3).", min=1),
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", metavar="N", help="CPU threads.", min=1)] = 1,
+    device: Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda, ...")] = "auto",
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", "-o", metavar="FOLDER", help="Write speed.json and the figure of the growth there."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Measure the overhead of sampling, and its speed against plain loops and transformers, as ratios."""
+    from tsdfm_bench.commands.bench_speed import bench_speed_command
+
+    _leave(
+        lambda: bench_speed_command(quick, sizes, methods, parts, batches, steps, repeats, threads, device, out, json)
+    )
 
 
 @app.command("new-method")

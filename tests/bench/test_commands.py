@@ -100,6 +100,24 @@ def test_the_table_in_every_format(finished: Here, format: str, start: str) -> N
         assert any("absent is missing" in note for note in json.loads(result.stdout)["footnotes"])
 
 
+def test_a_part_of_a_table(here: Here) -> None:
+    """Generators can be chosen; references and generators without steps stay; a wrong value names what there is."""
+    here.run(methods="counter,stepless", steps="2,4")
+    rows = (
+        lambda *args: [  # noqa: E731
+            line.split(",")[:4] for line in here.cli("table", "out", "-f", "csv", *args).stdout.splitlines()[1:]
+        ]
+    )
+    generators = lambda *args: [row[1:4] for row in rows(*args) if row[0] == "method"]  # noqa: E731
+    assert len(generators()) == 3
+    assert len(generators("--steps", "4")) == 2
+    assert len(generators("--steps", "2,4", "--methods", "counter")) == 2
+    assert len(rows("--steps", "4")) == len(rows()) - 1
+    wrong = here.cli("table", "out", "--steps", "8")
+    assert wrong.exit_code == 2
+    assert "unknown steps '8'. Known: 2, 4" in wrong.stderr
+
+
 def test_an_unknown_format_and_an_unfinished_run(here: Here) -> None:
     here.run()
     assert "did you mean 'latex'" in here.cli("table", "out", "-f", "latx").stderr
