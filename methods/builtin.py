@@ -82,6 +82,22 @@ class Weighted(ABC):
             raise CheckpointError(f"{checkpoint.folder}: {error}") from error
 
     @classmethod
+    def untrained(cls, params: Mapping[str, object], geometry: Mapping[str, int], device: str) -> Self:
+        """The method around a network with random weights, to measure what it costs.
+
+        Args:
+            params: options and `source`, as for `load`.
+            geometry: vocab_size, length, width, blocks, heads and condition of the network.
+            device: where it runs.
+        """
+        from tsdfm_bench.methods.untrained import untrained_network
+
+        sources = cls.info.sources
+        source = str(params.get("source") or sources[0]) if sources else None
+        network, config = untrained_network((cls.lender or cls).info.name, source, geometry)
+        return cls.from_network(network.to(device), config, source, device, parse_options(cls.info, params))
+
+    @classmethod
     def identify(cls, params: Mapping[str, object]) -> Identity:
         """Name and hash of the weights `load(params)` would read."""
         return checkpoints.identify(cls._checkpoint(params))
