@@ -453,6 +453,8 @@ class CellData:
         seed: root seed, for metrics that need randomness of their own.
         law: the exact law of the task's text, or None if it has none.
         training: gives the task's training text, or None if it offers none.
+        prompt: (n, given) the tokens that every sequence was given to continue, or None. Everything above is about the
+            continuation alone; scorers have read both, and features are of both.
     """
 
     tokens: np.ndarray
@@ -467,6 +469,7 @@ class CellData:
     seed: int = 0
     law: ExactLaw | None = None
     training: Callable[[], TrainingStreams] | None = None
+    prompt: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

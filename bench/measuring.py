@@ -22,6 +22,7 @@ import numpy as np
 from tsdfm_bench import __version__
 from tsdfm_bench.api import CellData, CostRecord, Measurement, Metric, ScoreBatch, ScorerInfo
 from tsdfm_bench.conditioning import pinned_tokens
+from tsdfm_bench.continuation import prompt_length
 from tsdfm_bench.errors import BenchError, PluginError, UsageError
 from tsdfm_bench.launch.batches import read_costs
 from tsdfm_bench.meter import total
@@ -224,6 +225,7 @@ class Measurer:
             {
                 "cell": cell.id,
                 "samples": self.samples,
+                "prompt": prompt_length(cell.prefix, self.task),
                 "batch_size": self.batch_size,
                 "seed": self.seed,
                 "metric": gauge.code,
@@ -264,7 +266,16 @@ class Measurer:
         if terms:
             path = columns_path(self.folder.root, str(gauge.spec), cell.id)
             write_columns(path, [(m.metric, m.scorer, t) for m, t in zip(forms, terms, strict=True)], clusters)
-        return [self._row(gauge, m, known.get((m.metric, m.scorer))) for m in found]
+        note = self._note(cell, gauge)
+        return [self._row(gauge, m, known.get((m.metric, m.scorer)), note) for m in found]
+
+    def _note(self, cell: Cell, gauge: Gauge) -> str:
+        """What a definition has to say of a prompt."""
+        given = prompt_length(cell.prefix, self.task)
+        if not given or "cost" in gauge.needs:
+            return ""
+        part = "prompt and continuation together" if "features" in gauge.needs else "the continuation alone"
+        return f"; after a prompt of {given} tokens, {part}"
 
     def _terms(self, m: Measurement) -> Terms:
         """The stored form of a measurement; it must give the value of the metric's own statistic."""
@@ -292,7 +303,7 @@ class Measurer:
             self._prompts[key] = None if len(names) == self.samples else index.ravel().astype(np.int64)
         return self._prompts[key]
 
-    def _row(self, gauge: Gauge, m: Measurement, interval: Interval | None) -> dict[str, Any]:
+    def _row(self, gauge: Gauge, m: Measurement, interval: Interval | None, note: str) -> dict[str, Any]:
         """Value and interval of one measurement as fields of the summary."""
         from tsdfm_bench.results.stats import bootstrap
 
@@ -322,7 +333,7 @@ class Measurer:
             "high": high if bounded else None,
             "n": int(n) if n > 0 else None,
             "unit": m.unit,
-            "definition": m.definition,
+            "definition": m.definition + note,
             "interval": how,
             "better": m.better,
             "reason": "" if math.isfinite(value) else why or f"the value is {value:g}",
@@ -339,6 +350,11 @@ class Measurer:
         n = self.samples
         samples = read_tokens(self.folder, cell.id, -(-n // self.batch_size))
         tokens, lengths = samples.tokens[:n], samples.lengths[:n]
+        texts, prompt = texts_of(samples, self.task)[:n], None
+        if given := prompt_length(cell.prefix, self.task):
+            prompt, tokens = tokens[:, :given], np.ascontiguousarray(tokens[:, given:])
+            lengths = np.maximum(lengths - given, 0)
+            texts = self.task.decode(tokens, lengths)
         scores: dict[str, ScoreBatch] = {}
         infos: dict[str, ScorerInfo] = {}
         for judge in self.judges:
@@ -348,7 +364,7 @@ class Measurer:
         return CellData(
             tokens=tokens,
             lengths=lengths,
-            texts=texts_of(samples, self.task)[:n],
+            texts=texts,
             vocab_size=self.task.info.vocab_size,
             scores=scores,
             scorer_info=infos,
@@ -358,6 +374,7 @@ class Measurer:
             seed=self.seed,
             law=getattr(self.task, "law", None) if self.task.info.law else None,
             training=getattr(self.task, "training_streams", None),
+            prompt=prompt,
         )
 
     def _reference(self, cell: Cell) -> CellData:

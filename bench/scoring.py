@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tsdfm_bench.api import ScoreBatch, ScorerInfo
+from tsdfm_bench.continuation import Known, cut, prompt_length, prompts_of
 from tsdfm_bench.contract import check_scores
 from tsdfm_bench.errors import AssetError, BenchError, PluginError, UsageError
 from tsdfm_bench.launch.batches import free
@@ -76,6 +77,7 @@ class Judge:
         unavailable: why it cannot be obtained, or "".
         broken: why the plug-in cannot be used, or "".
         failures: cell id -> why that cell could not be scored.
+        prompts: units of the prompts it has read.
     """
 
     spec: Spec
@@ -83,6 +85,7 @@ class Judge:
     unavailable: str = ""
     broken: str = ""
     failures: dict[str, str] = field(default_factory=dict)
+    prompts: Known = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
@@ -353,7 +356,8 @@ def _load(judge: Judge, job: Job) -> Scorer | None:
 def _score_cell(cell: Cell, judge: Judge, scorer: Scorer, job: Job, done: int, phase: Phase, lease: Lease) -> None:
     """Score the texts of one cell that follow those `done` before, saving now and then.
 
-    Texts are scored in chunks that never change, so that a scorer sees the same texts together after a restart.
+    Texts are scored in chunks that never change, so that a scorer sees the same texts together after a restart. Of a
+    text that continues a prompt, the scores of the continuation are kept.
     """
     chunk = CPU_TEXTS if job.device == "cpu" else job.batch_size  # small, so that progress is seen
     done -= done % job.batch_size % chunk
@@ -361,15 +365,21 @@ def _score_cell(cell: Cell, judge: Judge, scorer: Scorer, job: Job, done: int, p
     parts = [head(stored[0], done)] if stored is not None else []
     done = done if stored is not None else 0
     rows = job.batches * job.batch_size
+    given = prompt_length(cell.prefix, job.task)
     saved_at, digest = time.monotonic(), hashlib.sha256()
     for batch in range(job.batches):
         samples = read_samples(job.folder.samples_path(cell.id, batch))
         texts = _inputs(scorer.info, job, samples)
+        prompts = _inputs(scorer.info, job, prompts_of(samples, given)) if given else []
         before = min(job.batch_size, max(0, done - batch * job.batch_size))
         _digest(digest, texts[:before])
         for first in range(before, job.batch_size, chunk):
             some = texts[first : first + chunk]
-            parts.append(_in_memory(scorer, some, job))
+            scored = _in_memory(scorer, some, job)
+            if given:
+                told = prompts[first : first + chunk]
+                scored = cut(scored, told, judge.prompts, lambda new: _in_memory(scorer, new, job))
+            parts.append(scored)
             _digest(digest, some)
             done += len(some)
             phase.advance(len(some), len(some))

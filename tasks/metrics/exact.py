@@ -9,12 +9,16 @@
 * valid: share of sequences that are possible under the law. The others have an infinite NLL and are left out of the
   excess.
 
+After a prompt the law is that of whole sequences: its share of -log p is the entropy of prompts on average, since
+prompts are exact draws, so what is in excess is the continuation's and is divided by the continuation's tokens.
+
 They apply to tasks with an exact law only (`CellData.law`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -77,10 +81,17 @@ class Exact:
 
     def compute(self, cell: CellData) -> list[Measurement]:
         """Six measurements, or none if the task has no exact law."""
-        return [] if cell.law is None else [*_nll(cell, cell.law), *_ngrams(cell, cell.law)]
+        law = cell.law
+        if law is None:
+            return []
+        given = 0 if cell.prompt is None else cell.prompt.shape[1]
+        if cell.prompt is not None:
+            whole = np.concatenate([cell.prompt, cell.tokens], axis=1)
+            cell = replace(cell, tokens=whole, lengths=np.asarray(cell.lengths) + given)
+        return [*_nll(cell, law, given), *_ngrams(cell, law)]
 
 
-def _nll(cell: CellData, law: ExactLaw) -> list[Measurement]:
+def _nll(cell: CellData, law: ExactLaw, given: int) -> list[Measurement]:
     lengths = np.asarray(cell.lengths, dtype=np.int64)
     nll, valid = np.zeros(len(lengths)), np.ones(len(lengths), dtype=bool)
     entropy = np.zeros(len(lengths))
@@ -99,7 +110,7 @@ def _nll(cell: CellData, law: ExactLaw) -> list[Measurement]:
             unit="nats",
             definition=f"mean of -log p per token under the exact law of task {law.name}, minus its entropy of "
             f"{rate:.4f} nats per token at length {usual}; impossible sequences left out; interval over sequences",
-            columns=((nll - entropy) * counted, (lengths * counted).astype(np.float64)),
+            columns=((nll - entropy) * counted, ((lengths - given) * counted).astype(np.float64)),
             statistic=ratio,
             better="lower",
             n=int(counted.sum()) or None,

@@ -92,7 +92,7 @@ class Mauve:
             "scorer": info.revision,
             "dtype": info.dtype,
             "n": len(samples),
-            "length": int(cell.tokens.shape[1]),
+            "length": int(cell.tokens.shape[1]) + (0 if cell.prompt is None else int(cell.prompt.shape[1])),
             "seeds": self.seeds,
             "scaling": self.scaling,
             "buckets": _buckets(len(samples)),
