@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from tsdfm_bench.results.columns import Terms
 
-_INSIDE = ("cells", "scores", "columns", "features", "tables", "figures", "jobs", "measurements")
+_INSIDE = ("cells", "scores", "columns", "features", "tables", "figures", "jobs", "measurements", "traces")
 _IDENTITY = ("scorer_revision", "scorer_dtype", "definition")
 SETTINGS = ("temperature", "top_p", "draw", "seed")
 

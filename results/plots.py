@@ -197,7 +197,7 @@ def _panels(frontier: Frontier) -> list[tuple[Frontier, int | None]]:
     return [(part, count) for part, count in parts if any(len(curve.points) > 1 for curve in part.curves)]
 
 
-def _height(lines: int, least: float) -> float:
+def _height(lines: float, least: float) -> float:
     """Inches that give a column of labels room."""
     return max(least, 0.7 + lines * 0.125)
 
@@ -280,7 +280,7 @@ def _numbered(drawings: list[Drawing]) -> list[Drawing]:
 def _steps(summary: pd.DataFrame, scorer: str | None, metric: str | None, replicates: Replicates) -> list[Drawing]:
     found = []
     for frontier in frontiers(summary, scorer, metric):
-        lines = _by_steps(frontier)
+        lines = by_steps(frontier)
         if any(len(points) > 1 for points in lines.values()):
             found.append(_one_steps(summary, frontier, lines))
     if not found:
@@ -290,7 +290,7 @@ def _steps(summary: pd.DataFrame, scorer: str | None, metric: str | None, replic
     return _numbered(found)
 
 
-def _by_steps(frontier: Frontier) -> dict[str, list[Point]]:
+def by_steps(frontier: Frontier) -> dict[str, list[Point]]:
     """Points at temperature 1 without nucleus, by generator, in order of steps."""
     lines: dict[str, list[Point]] = {}
     seen = set()

@@ -7,6 +7,7 @@
     cells/<ab>/<id>/done.json           exists when every batch does; or error.txt, the last failure
     scores/<scorer>/<ab>/<id>.parquet   token NLLs, one row a sequence
     features/<name>/<ab>/<id>.npz       feature vectors, one row a sequence
+    traces/<ab>/<id>.npz                states of a few sequences, step by step
     measurements/<metric>/<ab>/<id>.json
     summary.parquet, summary.csv        one row a cell x metric x scorer
     leases/                             who works on what now
@@ -264,6 +265,10 @@ class RunFolder:
     def features_path(self, name: str, cell: str) -> Path:
         """features/<name>/<ab>/<id>.npz."""
         return self._beside(self.root / "features" / slug(name), cell, ".npz")
+
+    def trace_path(self, cell: str) -> Path:
+        """traces/<ab>/<id>.npz."""
+        return self._beside(self.root / "traces", cell, ".npz")
 
     def measurement_path(self, metric: str, cell: str) -> Path:
         """measurements/<metric>/<ab>/<id>.json."""

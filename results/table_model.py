@@ -61,10 +61,11 @@ class Value:
 
 @dataclass(frozen=True)
 class TableRow:
-    """One line: its section and its cells by column key."""
+    """One line: its section, its cells by column key, and the id of the cell of the run that it is about, if any."""
 
     section: Section
     cells: dict[str, Value]
+    cell: str = ""
 
     def text(self, key: str) -> str:
         """What is printed in a column."""

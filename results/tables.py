@@ -122,7 +122,7 @@ def _build(summary: pd.DataFrame, notes: Sequence[str], replicates: Replicates) 
             values["flags"] = Value(marks, marks)
             for key in best.get(cell.id, ()):
                 values[key] = replace(values[key], best=True)
-            rows.append(TableRow(section, values))
+            rows.append(TableRow(section, values, cell.id))
     columns = [*builder.columns, TableColumn("flags", "flags", align="left")]
     bold = [BOLD] if best else []
     footnotes = [*flag_notes, *reasons, *notes, *builder.gaps(notes), *bold, *builder.definitions()]

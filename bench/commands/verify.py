@@ -17,6 +17,7 @@ from tsdfm_bench.console import stdout_console
 from tsdfm_bench.errors import StorageError, UsageError, unknown_name
 
 if TYPE_CHECKING:
+    from tsdfm_bench.results.claim_file import Claims
     from tsdfm_bench.results.claims import Verdict
 
 FORMAT = 1
@@ -38,21 +39,12 @@ def verify_command(folder: Path | None, claims: Path | None, only: str | None, a
         as_json: print JSON and nothing else.
         strict: exit code 1 if a claim is contradicted.
     """
-    from tsdfm_bench.results.claim_file import ClaimFileError, parse_claims, read_claims
     from tsdfm_bench.results.claims import verify
     from tsdfm_bench.results.evidence import MixedEvidence, load_evidence
     from tsdfm_bench.results.schema import SchemaError
 
     root = folder if folder is not None else run_folder(None).root
-    try:
-        if claims is None:
-            default = files("tsdfm_bench.paper_figures") / "claims.toml"
-            with as_file(default) as path:
-                read = parse_claims(path.read_text(encoding="utf-8"), path.name)
-        else:
-            read = read_claims(claims)
-    except ClaimFileError as error:
-        raise UsageError(str(error)) from error
+    read = read_claims_file(claims)
     known = [claim.id for claim in read.claims]
     wanted = None if only is None else [name.strip() for name in only.split(",") if name.strip()]
     for name in wanted or []:
@@ -73,6 +65,19 @@ def verify_command(folder: Path | None, claims: Path | None, only: str | None, a
     else:
         _print(verdicts, " ".join(part for part in (read.title, f"({read.citation})" if read.citation else "") if part))
     return 1 if strict and any(verdict.status == "contradicted" for verdict in verdicts) else 0
+
+
+def read_claims_file(path: Path | None) -> Claims:
+    """A claims file, or the paper's; `UsageError` says what is wrong with it."""
+    from tsdfm_bench.results.claim_file import ClaimFileError, parse_claims, read_claims
+
+    try:
+        if path is not None:
+            return read_claims(path)
+        with as_file(files("tsdfm_bench.paper_figures") / "claims.toml") as default:
+            return parse_claims(default.read_text(encoding="utf-8"), default.name)
+    except ClaimFileError as error:
+        raise UsageError(str(error)) from error
 
 
 def verdicts_json(verdicts: list[Verdict], title: str, citation: str, name: str) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def make_rows() -> list[dict[str, Any]]:
     return out
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def cell() -> Callable[..., list[dict[str, Any]]]:
     """Makes the rows of one finished cell."""
     return make_cell
