@@ -58,7 +58,7 @@ class ScaledScoreDenoiser(NetworkDenoiser):
         """See `Denoiser.predict`."""
         output = super().predict(tokens, condition, rows, positions)
         scale = torch.expm1(condition.sigma).log() + math.log(self.vocab_size)
-        return output - scale.to(output.dtype)[rows, None]
+        return output.sub_(scale.to(output.dtype)[rows, None])  # in place: the output is ours, and large
 
 
 class AbsorbKernel(Kernel):

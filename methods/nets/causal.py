@@ -45,11 +45,14 @@ class CausalConfig:
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, (batch, heads, capacity, head) per block; `length` are filled."""
+    """Keys and values of the tokens seen so far, (batch, heads, capacity, head) per block.
+
+    `length` places are filled; the others hold whatever was in memory and are never read.
+    """
 
     def __init__(self, blocks: int, shape: tuple[int, int, int, int], device: torch.device) -> None:
-        self.keys = [torch.zeros(shape, device=device) for _ in range(blocks)]
-        self.values = [torch.zeros(shape, device=device) for _ in range(blocks)]
+        self.keys = [torch.empty(shape, device=device) for _ in range(blocks)]
+        self.values = [torch.empty(shape, device=device) for _ in range(blocks)]
         self.length = 0
 
     def append(self, block: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
