@@ -35,7 +35,7 @@ def parse_options(info: MethodInfo, params: Mapping[str, object]) -> dict[str, s
     """
     options: dict[str, str] = {}
     for name, value in params.items():
-        if name in RESERVED:
+        if name in RESERVED or (name == "name" and info.argument):
             continue
         if name not in info.options:
             raise unknown_name(f"option of {info.name}", name, info.options)

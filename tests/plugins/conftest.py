@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 HERE = Path(__file__).parent
-EXAMPLES = ("remdm", "edlm", "duo")
+EXAMPLES = ("remdm", "edlm", "duo", "generate")
 
 for example in EXAMPLES:
     sys.path.insert(0, str(HERE / example))
