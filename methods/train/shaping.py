@@ -94,14 +94,18 @@ class ShapingChooser:
         self.gated_rows = 0
         self.seen_rows = 0
 
+    def gate(self, row_time: Tensor, state_time: Tensor) -> Tensor:
+        """(rows,) bool, rows whose gate time has reached tau."""
+        return (state_time if self.config.gate_on == "midpoint_time" else row_time) >= self.config.tau
+
     def __call__(
         self, states: Tensor, origin: Tensor, row_time: Tensor, state_time: Tensor, index: int, draws: Draws
     ) -> Tensor:
         """(K, rows, length) -> (rows, length); see the module's text."""
         config = self.config
-        gate_time = state_time if config.gate_on == "midpoint_time" else row_time
-        gated = (gate_time >= config.tau).nonzero().squeeze(1)
-        self.seen_rows += gate_time.numel()
+        allowed = self.gate(row_time, state_time)
+        gated = allowed.nonzero().squeeze(1)
+        self.seen_rows += allowed.numel()
         self.gated_rows += gated.numel()
         result = states[0].clone()
         if gated.numel() == 0 or config.candidates == 1:
@@ -111,10 +115,10 @@ class ShapingChooser:
         token_energy = self.energy(pool.flatten(0, 1), time.repeat(k), source.repeat(k, 1)).view(k, rows, length)
         finite = torch.isfinite(token_energy)
         if not finite.all():
-            bad = torch.zeros_like(gate_time, dtype=torch.bool)
+            bad = torch.zeros_like(allowed)
             bad[gated] = ~finite.all(dim=2).all(dim=0)
             raise FloatingPointError(
-                f"the compass gave energies that are not finite at jump {index + 1} in {draws.describe(bad)}"
+                f"the compass gave an energy that is not finite at jump {index + 1} in {draws.describe(bad)}"
             )
         ranking = self._ranking(token_energy, gated, draws, index)  # (K, rows, length), lower wins
         sequence = ranking.mean(dim=-1)

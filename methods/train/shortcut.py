@@ -17,7 +17,7 @@ jumps are the only random decisions of the target; TS-DFM replaces the blind cho
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -48,8 +48,17 @@ def log_survival_ratio(t: Tensor, h: Tensor) -> Tensor:
     return after.log() - before.log()
 
 
-def jump(x: Tensor, logits: Tensor, t: Tensor, h: Tensor, draws: Draws, site: str, candidates: int = 1) -> Tensor:
-    """Independent cumulative steps from the same logits.
+def jump(
+    x: Tensor,
+    logits: Tensor,
+    t: Tensor,
+    h: Tensor,
+    draws: Draws,
+    site: str,
+    candidates: int = 1,
+    several: Tensor | None = None,
+) -> Tensor:
+    """Independent cumulative steps from the same logits: one softmax and one cumulative sum, whatever K is.
 
     Args:
         x: (batch, length) int64.
@@ -58,6 +67,7 @@ def jump(x: Tensor, logits: Tensor, t: Tensor, h: Tensor, draws: Draws, site: st
         draws, site: where the uniforms come from; candidate k uses the sites "<site>/<k>/...", so
             candidate 0 is the same whatever `candidates` is.
         candidates: K.
+        several: (batch,) bool, rows that need more than candidate 0; the others have x in its place. None = all.
 
     Returns:
         (K, batch, length) int64.
@@ -66,18 +76,18 @@ def jump(x: Tensor, logits: Tensor, t: Tensor, h: Tensor, draws: Draws, site: st
     stay = p.gather(-1, x[..., None]).squeeze(-1).double()
     leave = -torch.expm1(log_survival_ratio(t, h)[:, None] * (1 - stay))
     moved = torch.stack([draws.uniform(f"{site}/{k}/leave", x.shape[1]) < leave for k in range(candidates)])
+    if several is not None:
+        moved[1:] &= several[:, None]
     rows, positions = moved.any(dim=0).nonzero(as_tuple=True)
     result = x.expand(candidates, *x.shape).clone()
     if rows.numel() == 0:
         return result
-    weights = p[rows, positions].scatter(-1, x[rows, positions][:, None], 0.0)
+    weights = p[rows, positions].scatter_(-1, x[rows, positions][:, None], 0.0)
     cdf = weights.cumsum(dim=-1)
-    for k in range(candidates):
-        chosen = moved[k, rows, positions]
-        r, c = rows[chosen], positions[chosen]
-        level = draws.at(f"{site}/{k}/token", r, c).to(cdf.dtype)[:, None] * cdf[chosen, -1:]
-        token = torch.searchsorted(cdf[chosen], level, right=True).squeeze(-1).clamp_max(p.shape[-1] - 1)
-        result[k, r, c] = token
+    levels = torch.stack([draws.at(f"{site}/{k}/token", rows, positions) for k in range(candidates)], dim=1)
+    tokens = torch.searchsorted(cdf, levels.to(cdf.dtype) * cdf[:, -1:], right=True).clamp_max_(p.shape[-1] - 1)
+    at = (slice(None), rows, positions)
+    result[at] = torch.where(moved[at], tokens.T, result[at])
     return result
 
 
@@ -85,6 +95,10 @@ class Chooser(Protocol):
     """Picks one state per row among candidates; the blind choice is candidate 0."""
 
     candidates: int
+
+    def gate(self, row_time: Tensor, state_time: Tensor) -> Tensor:
+        """(rows,) bool, rows that are chosen for at all: the others keep candidate 0."""
+        ...
 
     def __call__(
         self, states: Tensor, origin: Tensor, row_time: Tensor, state_time: Tensor, index: int, draws: Draws
@@ -97,6 +111,10 @@ class BlindChooser:
     """FS-DFM: the first and only draw."""
 
     candidates = 1
+
+    def gate(self, row_time: Tensor, state_time: Tensor) -> Tensor:
+        """None."""
+        return torch.zeros_like(row_time, dtype=torch.bool)
 
     def __call__(
         self, states: Tensor, origin: Tensor, row_time: Tensor, state_time: Tensor, index: int, draws: Draws
@@ -138,7 +156,8 @@ def shortcut_target(
 
     def advance(x: Tensor, logits: Tensor, start: Tensor, arrival: Tensor, index: int) -> Tensor:
         allowed = without_mask(logits, vocab_size)
-        states = jump(x, allowed, start, half, draws, f"jump{index}", choose.candidates)
+        several = choose.gate(t, arrival) if choose.candidates > 1 else None
+        states = jump(x, allowed, start, half, draws, f"jump{index}", choose.candidates, several)
         return choose(states, x, t, arrival, index, draws)
 
     first: Tensor = teacher(x_t, t, half)
@@ -260,5 +279,5 @@ class ShortcutObjective:
         return DFMObjective(self.vocab_size, self.outputs)._per_token(at_smallest_step, x_1, draws).mean(dim=1)  # type: ignore[arg-type]
 
 
-DEFAULTS: dict[str, str] = {field.name: field.default for field in fields(ShortcutObjective) if field.name in OPTIONS}
+DEFAULTS: dict[str, str] = {name: getattr(ShortcutObjective, name) for name in OPTIONS}
 """Values of the options when a recipe does not give them: FS-DFM's, as released."""

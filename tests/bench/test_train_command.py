@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING
 
@@ -93,3 +94,47 @@ def test_a_wrong_launcher_of_a_training_is_said(here: Here, options: tuple[str, 
     result = here.cli(*GIVEN, *options)
     assert result.exit_code == 2
     assert said in result.stderr
+
+
+SHAPED = """
+scale = "toy"
+task = "markov[vocab=4;length=8]"
+network = {width = 16, blocks = 1, heads = 1, condition = 8}
+training = {steps = 3, batch = 2, lr = 1e-3, warmup = 2, validate_every = 100000}
+[[stage]]
+name = "dfm-uniform"
+kind = "dfm"
+source = "uniform"
+[[stage]]
+name = "compass-uniform"
+kind = "compass"
+source = "uniform"
+teacher = "dfm-uniform"
+blocks = 1
+[[stage]]
+name = "tsdfm-uniform"
+kind = "tsdfm"
+source = "uniform"
+teacher = "dfm-uniform"
+compass = "compass-uniform"
+"""
+
+
+def test_an_untrained_compass_is_reported_and_its_student_refused(here: Here) -> None:
+    (here.folder / "toy.toml").write_text(SHAPED)
+    nothing = here.cli(*GIVEN, "--report")
+    assert nothing.exit_code == 2
+    assert "no compass of recipe 'toy' is trained in trained (compasses: compass-uniform)" in nothing.stderr
+    result = here.cli(*GIVEN)
+    assert result.exit_code == 1
+    assert "stage 'tsdfm-uniform' is not trained: its compass 'compass-uniform' failed its checks" in result.stderr
+    report = here.cli(*GIVEN, "--report")
+    assert report.exit_code == 1
+    assert "repeated tokens" in report.stdout
+    assert "Failed: " in report.stdout
+    assert "the exact law gives nats per token" in report.stdout
+    found = json.loads(here.cli(*GIVEN, "--report", "--json").stdout)
+    assert found["compass-uniform"]["passed"] is False
+    assert found["compass-uniform"]["choice"]["judge"] == "the exact law"
+    assert (here.folder / "trained" / "trajectories.parquet").is_file()
+    assert here.cli(*GIVEN, "--report", "--dry-run").exit_code == 2
