@@ -3,6 +3,7 @@
 A checkpoint is a folder with `config.json` and `model.safetensors`. It can be named as
 
     nothing, or a set of shipped weights ("sotu")     methods/weights/<set>/<method>[-<source>]
+    nothing, and none are shipped for the task         runs/train-<task>/..., where `tsdfm-bench train` puts them
     a folder with these two files                      that folder
     a folder of such folders (a training run)          its subfolder <method>[-<source>]
     a path to its model.safetensors                    the folder it lies in
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from tsdfm_bench.methods.public.files import PublicFiles
 
 WEIGHTS_ROOT = Path(__file__).parent / "weights"
+TRAINED = Path("runs")
 ARCHITECTURES = {
     "dit": ("tsdfm_bench.methods.nets.dit", "DiT"),
     "causal": ("tsdfm_bench.methods.nets.causal", "CausalTransformer"),
@@ -102,6 +104,9 @@ def find(
     """
     name = weights_name(method, source, sources)
     if checkpoint is None:
+        own = TRAINED / f"train-{task}" / name
+        if task is not None and _is_set_name(task) and task not in shipped(root) and _is_checkpoint(own):
+            return Checkpoint(own, str(own), method, source)
         return _from_set(task or "sotu", name, method, source, root or WEIGHTS_ROOT, asked=None)
     if not checkpoint.strip() or "\0" in checkpoint:
         raise UsageError("an empty checkpoint name; leave --checkpoint out for the shipped weights")

@@ -241,3 +241,22 @@ def test_damaged_files(root):
     (folder / "config.json").write_text("{not json")
     with pytest.raises(CheckpointError, match="is damaged"):
         MDLM.load({"task": "tiny"}, "cpu")
+
+
+def test_without_shipped_weights_those_trained_here_are_found(tmp_path, monkeypatch) -> None:
+    """`tsdfm-bench train markov`, then `run --task markov`: no --checkpoint is needed; shipped weights come first."""
+    monkeypatch.chdir(tmp_path)
+    for task in ("markov", "sotu"):
+        folder = tmp_path / "runs" / f"train-{task}" / "dfm-uniform"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(b"")
+    root = tmp_path / "shipped"
+    (root / "sotu" / "dfm-uniform").mkdir(parents=True)
+    (root / "sotu" / "dfm-uniform" / "config.json").write_text("{}")
+    found = checkpoints.find("dfm", "uniform", ("uniform", "mask"), None, "markov", root)
+    assert found.folder.resolve() == (tmp_path / "runs" / "train-markov" / "dfm-uniform").resolve()
+    shipped = checkpoints.find("dfm", "uniform", ("uniform", "mask"), None, "sotu", root)
+    assert shipped.folder == root / "sotu" / "dfm-uniform"
+    with pytest.raises(CheckpointError, match="no weights are shipped for task 'hmm'"):
+        checkpoints.find("dfm", "uniform", ("uniform", "mask"), None, "hmm", root)
