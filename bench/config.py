@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from tsdfm_bench.api import Draw, TopPRule
 from tsdfm_bench.errors import UsageError, nearest, unknown_name
 from tsdfm_bench.launch.settings import LauncherSettings, launcher_table
-from tsdfm_bench.launch.slurm_settings import parse_option
+from tsdfm_bench.launch.slurm_settings import check_launcher, parse_option
 from tsdfm_bench.spec import Spec, spec_of, split_list, unique
 
 DEFAULT_METHODS = ("tsdfm", "fsdfm", "dfm", "mdlm", "sedd", "ar")
@@ -249,6 +249,7 @@ def make_config(given: Mapping[str, Any], file: Path | None = None) -> SweepConf
     if merged.pop("detach", None):
         slurm["detach"] = "true"
     if slurm:
+        check_launcher(table.get("name"))
         table["slurm"] = {**dict(table.get("slurm", {})), **slurm}
     if table:
         merged["launcher"] = table

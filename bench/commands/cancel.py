@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tsdfm_bench.commands.folders import run_folder
 from tsdfm_bench.commands.live import launcher_processes, submitted
+from tsdfm_bench.commands.training import training_folder
 from tsdfm_bench.console import Reporter
 from tsdfm_bench.launch.slurm_jobs import job_name, records
 from tsdfm_bench.launch.slurm_queue import SlurmError, Task, available, cancel, tasks
@@ -16,21 +17,22 @@ from tsdfm_bench.results.store import RunFolder
 
 
 def cancel_command(folder: Path | None, as_json: bool = False) -> int:
-    """Cancel a run.
+    """Cancel a run, or a training that was handed to a launcher.
 
     Slurm jobs are cancelled by id, local processes by number and start time, so that no other process is hit. A
     launcher that waits for Slurm jobs, on whatever machine, is told by a file and ends too.
 
     Args:
-        folder: a run folder, or None for the newest.
+        folder: a run folder or a folder of checkpoints, or None for the newest run.
         as_json: print what was ended as JSON.
 
     Returns:
         the exit code; 1 if something could not be ended from here.
     """
-    from tsdfm_bench.launch.slurm import cancel_mark
+    from tsdfm_bench.launch.slurm_rounds import cancel_mark
 
-    found, reporter = run_folder(folder), Reporter()
+    training = training_folder(folder)
+    found, reporter = training or run_folder(folder), Reporter()
     ended: dict[str, list[str]] = {"jobs": [], "processes": [], "elsewhere": []}
     trouble = ""
     if submitted(found):
@@ -56,8 +58,11 @@ def cancel_command(folder: Path | None, as_json: bool = False) -> int:
         reporter.note(f"error: {trouble}", style="red")
     if not any(ended.values()) and not trouble:
         reporter.note(f"Nothing goes on with {found.root}.")
-    kept = sum(len(found.completed_batches(cell)) for cell in found.cells())
-    reporter.note(f"{kept} finished batches are kept; the command that started the run goes on with it.")
+    if training is not None:
+        kept = "What was trained, but for the last minute, is kept"
+    else:
+        kept = f"{sum(len(found.completed_batches(cell)) for cell in found.cells())} finished batches are kept"
+    reporter.note(f"{kept}; the command that started it goes on.")
     return 1 if trouble or ended["elsewhere"] else 0
 
 

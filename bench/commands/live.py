@@ -25,7 +25,9 @@ from tsdfm_bench.launch.work import launches, unit_name
 from tsdfm_bench.results.files import CorruptFile, StoreError, make_folder, read_json, remove, write_json
 
 if TYPE_CHECKING:
-    from tsdfm_bench.launch.slurm import Queue
+    from types import FrameType
+
+    from tsdfm_bench.launch.slurm_watch import Queue
     from tsdfm_bench.results.store import RunFolder
 
 
@@ -62,6 +64,24 @@ class LauncherProcess:
             os.kill(self.pid, signal.SIGTERM)
             return True
         return False
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Take a polite kill (SIGTERM) like Ctrl-C while the block runs."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def launchers_folder(folder: RunFolder) -> Path:
@@ -130,6 +150,11 @@ class Live:
         """Whether anything is under way or queued."""
         return bool(self.working or (self.queue is not None and self.queue.alive) or self.launchers)
 
+    def refreshed(self, folder: RunFolder) -> Live:
+        """What files say now, and what Slurm said before."""
+        fresh = look(folder, slurm=False)
+        return replace(self, working=fresh.working, launchers=fresh.launchers)
+
 
 def submitted(folder: RunFolder) -> bool:
     """Whether anything of the run was handed to Slurm."""
@@ -152,7 +177,7 @@ def look(folder: RunFolder, *, slurm: bool = True) -> Live:
         return found
     if not available():
         return replace(found, note="Slurm cannot be asked from this machine; jobs were submitted")
-    from tsdfm_bench.launch.slurm import Queue
+    from tsdfm_bench.launch.slurm_watch import Queue
 
     try:
         queue = Queue.read(folder, tasks(job_name(folder.root)))
@@ -175,7 +200,7 @@ def with_live(report: CellReport, live: Live, folder: RunFolder) -> CellReport:
     if not task.waiting:
         doing = "ends" if task.state == "COMPLETING" else f"on {task.node or 'a node'}"
         return replace(report, state="running", reason=f"job {task.id} {doing}")
-    return replace(report, state=waiting_state(task, report.completed > 0), reason=f"job {task.id}{_why(task)}")
+    return replace(report, state=waiting_state(task, report.completed > 0), reason=f"job {task.id}{why_waiting(task)}")
 
 
 def waiting_state(task: Task, begun: bool) -> str:
@@ -184,7 +209,8 @@ def waiting_state(task: Task, begun: bool) -> str:
     return "requeued and waiting" if again or begun else "queued"
 
 
-def _why(task: Task) -> str:
+def why_waiting(task: Task) -> str:
+    """What there is to say about a task that waits, from a comma on; "" if it is nothing special."""
     if task.reason.startswith(HELD):
         return f", held: scontrol release {task.job}"
     start = f", expected {task.start.replace('T', ' ')}" if task.start else ""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tsdfm_bench.budget import parse_budget
-from tsdfm_bench.commands.live import noted
+from tsdfm_bench.commands.live import noted, terminable
 from tsdfm_bench.config import make_config
 from tsdfm_bench.console import Reporter, stdout_console
 from tsdfm_bench.guard import stdout_to_stderr
@@ -19,9 +17,6 @@ from tsdfm_bench.provenance import command_line
 from tsdfm_bench.summary import Outcome
 from tsdfm_bench.sweep import Result, Sweep, prepare
 from tsdfm_bench.sweep import run as run_sweep
-
-if TYPE_CHECKING:
-    from types import FrameType
 
 INTERRUPTED = 130
 SHOWN_FAILURES = 10
@@ -43,7 +38,7 @@ def run_command(
         the exit code.
     """
     reporter = Reporter()
-    with _terminable(), stdout_to_stderr():
+    with terminable(), stdout_to_stderr():
         sweep: Sweep | None = None
         try:
             config = make_config(given, file)
@@ -65,24 +60,6 @@ def run_command(
     else:
         _print_tables(sweep, result, reporter)
     return result.outcome.exit_code
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Take a polite kill (SIGTERM) like Ctrl-C while the block runs."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _interrupted(reporter: Reporter, sweep: Sweep | None) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 from tsdfm_bench.commands.folders import run_folder
 from tsdfm_bench.commands.live import Live, look, scoring_state, with_live
 from tsdfm_bench.commands.state import CellReport, report_cells
+from tsdfm_bench.commands.training import training_folder, training_status
+from tsdfm_bench.commands.watching import watch
 from tsdfm_bench.console import stdout_console
 from tsdfm_bench.results.store import RunFolder
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
 
-EVERY_S = 2.0
-SLURM_EVERY_S = 15.0
-IDLE_LOOKS = 2
 STYLES = {"done": "", "failed": "red", "running": "cyan", "requeued and waiting": "yellow"}
 FIRST = ("failed", "running", "requeued and waiting", "queued", "partial", "missing")
 
@@ -46,6 +45,31 @@ class State:
         """Cells by state."""
         return Counter(report.state for report in self.reports)
 
+    @property
+    def busy(self) -> bool:
+        """See `Shown`."""
+        return self.live.busy
+
+    def line(self) -> str:
+        """See `Shown`."""
+        return f"{self._batches()}; {'; '.join(_lines(self))}"
+
+    def screen(self, height: int) -> RenderableType:
+        """See `Shown`: cells that something is going on with first."""
+        from rich.console import Group
+        from rich.text import Text
+
+        order = {name: i for i, name in enumerate(FIRST)}
+        rows = sorted(self.reports, key=lambda report: order.get(report.state, len(order)))
+        room = max(3, height - 8)
+        more = [Text(f"and {len(rows) - room} more cells", style="dim")] if len(rows) > room else []
+        lines = [Text(line) for line in (self._batches(), *_lines(self))]
+        return Group(_grid(self, rows[:room]), *more, *lines)
+
+    def _batches(self) -> str:
+        done, of = (sum(getattr(report, name) for report in self.reports) for name in ("completed", "batches"))
+        return f"{done}/{of} batches"
+
 
 def state_of(folder: RunFolder, live: Live | None = None) -> State:
     """Read a run folder; `live` if Slurm was asked a moment ago."""
@@ -55,19 +79,21 @@ def state_of(folder: RunFolder, live: Live | None = None) -> State:
     return State(folder, reports, {str(name): folder.scored(str(name)) for name in plan["scorers"]}, now)
 
 
-def status_command(folder: Path | None, as_json: bool, watch: bool = False) -> int:
+def status_command(folder: Path | None, as_json: bool, watching: bool = False) -> int:
     """Print the state of every cell, its scores, what goes on, and whether there is a summary.
 
     Args:
-        folder: a run folder, or None for the newest.
+        folder: a run folder or a folder of checkpoints that a launcher trains, or None for the newest run.
         as_json: print JSON.
-        watch: print again and again until nothing goes on any more.
+        watching: print again and again until nothing goes on any more.
     """
+    if (training := training_folder(folder)) is not None:
+        return training_status(training, as_json, watching)
     found = run_folder(folder)
     if as_json:
         print(json.dumps(_json(state_of(found)), indent=2))
-    elif watch:
-        _watch(found)
+    elif watching:
+        watch(_look_again(found))
     else:
         console = stdout_console()
         state = state_of(found)
@@ -139,63 +165,13 @@ def _lines(state: State) -> list[str]:
     return lines
 
 
-# ------------------------------------------------------------------------------------------------------ watching
+def _look_again(folder: RunFolder) -> Callable[[bool], State]:
+    """Looks at a run; the queue is asked only if that is allowed."""
+    live: Live | None = None
 
+    def once_more(ask: bool) -> State:
+        nonlocal live
+        live = look(folder) if ask or live is None else live.refreshed(folder)
+        return state_of(folder, live)
 
-def _watch(folder: RunFolder) -> None:
-    """Show the state until nothing goes on; the queue is asked less often than files are read."""
-    console = stdout_console()
-    if not console.is_terminal:
-        _watch_lines(folder, console)
-        return
-    from rich.live import Live as Display
-
-    with Display(console=console, auto_refresh=False, transient=False) as display:
-        for state in _looks(folder):
-            display.update(_screen(state, console.size.height), refresh=True)
-
-
-def _watch_lines(folder: RunFolder, console: Console) -> None:
-    """A line whenever something has changed."""
-    before = ""
-    for state in _looks(folder):
-        line = f"{_batches(state)}; {'; '.join(_lines(state))}"
-        if line != before:
-            console.print(line, highlight=False, soft_wrap=True)
-        before = line
-
-
-def _looks(folder: RunFolder) -> Any:
-    """States until nothing has gone on for a while."""
-    idle, asked, live = 0, -SLURM_EVERY_S, None
-    while idle < IDLE_LOOKS:
-        if live is None or time.monotonic() - asked >= SLURM_EVERY_S:
-            asked, live = time.monotonic(), look(folder)
-        else:
-            fresh = look(folder, slurm=False)
-            live = Live(fresh.working, live.queue, live.note, fresh.launchers)
-        state = state_of(folder, live)
-        yield state
-        idle = 0 if live.busy else idle + 1
-        try:
-            time.sleep(EVERY_S if idle < IDLE_LOOKS else 0)
-        except KeyboardInterrupt:
-            return
-
-
-def _batches(state: State) -> str:
-    done, of = (sum(getattr(report, name) for report in state.reports) for name in ("completed", "batches"))
-    return f"{done}/{of} batches"
-
-
-def _screen(state: State, height: int) -> RenderableType:
-    """What fits on a terminal: cells that something is going on with first."""
-    from rich.console import Group
-    from rich.text import Text
-
-    order = {name: i for i, name in enumerate(FIRST)}
-    rows = sorted(state.reports, key=lambda report: order.get(report.state, len(order)))
-    room = max(3, height - 8)
-    more = [Text(f"and {len(rows) - room} more cells", style="dim")] if len(rows) > room else []
-    lines = [Text(line) for line in (_batches(state), *_lines(state))]
-    return Group(_grid(state, rows[:room]), *more, *lines)
+    return once_more

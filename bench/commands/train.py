@@ -14,6 +14,7 @@ from tsdfm_bench.commands.folders import RUNS
 from tsdfm_bench.console import Phase, Reporter
 from tsdfm_bench.errors import UsageError
 from tsdfm_bench.launch.settings import LauncherSettings, launcher_settings
+from tsdfm_bench.launch.slurm_settings import check_launcher, parse_option
 from tsdfm_bench.provenance import available_threads, command_line
 from tsdfm_bench.registry import Registry
 from tsdfm_bench.spec import parse_spec, split_list
@@ -56,7 +57,7 @@ def train_command(
         task: another text than the recipe's.
         dry_run: train nothing, rehearse.
         as_json: print the rehearsal as JSON.
-        launcher: keys of the `[launcher]` table; None as a value = not given.
+        launcher: options of the launcher, see `launcher_of`; None as a value = not given.
         report: train nothing, examine the compasses that are trained.
 
     Returns:
@@ -99,7 +100,7 @@ def train_command(
         from tsdfm_bench.commands.train_report import report_command
 
         return report_command(recipe, folder, stages, as_json, reporter)
-    settings = launcher_settings({key: value for key, value in (launcher or {}).items() if value is not None})
+    settings = launcher_of(launcher or {})
     if settings.name != "inline":
         if minutes is not None:
             raise UsageError(f"--minutes is for training in this process; leave it out with --launcher {settings.name}")
@@ -137,6 +138,17 @@ def train_command(
     return 1 if refused else 0
 
 
+def launcher_of(given: Mapping[str, object]) -> LauncherSettings:
+    """The `[launcher]` table of the options that were given; `slurm` is the text of --slurm, `detach` a switch."""
+    table = {key: value for key, value in given.items() if value is not None}
+    slurm: dict[str, object] = dict(parse_option(str(table.pop("slurm")))) if "slurm" in table else {}
+    if table.pop("detach", None):
+        slurm["detach"] = True
+    if slurm:
+        check_launcher(table.get("name"))
+    return launcher_settings({**table, "slurm": slurm} if slurm else table)
+
+
 def _launched(
     scale: str,
     recipe: Recipe,
@@ -148,15 +160,17 @@ def _launched(
     reporter: Reporter,
 ) -> int:
     """Train the stages as jobs of a launcher, each after those it needs; the exit code."""
-    from tsdfm_bench.launch import Detached, find_launcher
-    from tsdfm_bench.launch.training import train_works
+    from tsdfm_bench.commands.live import noted, terminable
+    from tsdfm_bench.launch import Cancelled, Detached, find_launcher
+    from tsdfm_bench.launch.training import TrainFolder, train_works
 
     works = train_works(scale, recipe, folder, stages, task, threads, lease_s=settings.lease_s)
     try:
-        results = find_launcher(settings).train(works, folder, reporter)
-    except Detached as detached:
-        reporter.note(str(detached))
-        return 0
+        with terminable(), noted(TrainFolder(folder), settings.name):
+            results = find_launcher(settings).train(works, folder, reporter)
+    except Detached as left:
+        reporter.note(str(left), style="cyan")
+        return INTERRUPTED if isinstance(left, Cancelled) else 0
     except KeyboardInterrupt:
         reporter.note(f"Interrupted; all but the last minute is kept in {folder}. Go on with:\n  {command_line()}")
         return INTERRUPTED

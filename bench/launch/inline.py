@@ -153,8 +153,8 @@ def _todo(cells: Iterable[PlannedCell], job: Job, shards: Mapping[str, AbstractS
             if count and (shards is None or shard in shards.get(planned.cell.id, ())):
                 units.append(Unit(planned, shard, count, job.batch_size))
     if remembered and not job.name:
-        cells = "1 cell" if remembered == 1 else f"{remembered} cells"
-        job.say(f"Not tried again, because the same code failed before: {cells} (--retry-failed tries again).")
+        many = "1 cell" if remembered == 1 else f"{remembered} cells"
+        job.say(f"Not tried again, because the same code failed before: {many} (--retry-failed tries again).")
     return units
 
 

@@ -363,7 +363,12 @@ class Leases:
 
 
 def working(folder: Path) -> dict[str, Holder]:
-    """Who seems to work on which cell, for showing: cell id -> holder.
+    """Who seems to work on which cell, for showing: cell id -> holder; see `workers`."""
+    return {unit.split("-")[0]: holder for unit, holder in workers(folder).items()}
+
+
+def workers(folder: Path) -> dict[str, Holder]:
+    """Who seems to work on which unit, for showing: its name -> holder.
 
     Of a process of this host it is known whether it lives. Of another one the last sign of life is taken from the time
     of its file, which is good enough to show and never decides anything.
@@ -379,5 +384,5 @@ def working(folder: Path) -> dict[str, Holder]:
             if holder.host == this_host() and holder.gone:
                 continue
             if age < 2 * holder.lease_s:
-                found[unit.split("-")[0]] = holder
+                found[unit] = holder
     return found

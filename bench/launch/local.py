@@ -144,12 +144,14 @@ class Local:
 
     def train(self, works: Sequence[Work], folder: Path, reporter: Reporter) -> list[dict[str, Any]]:
         """See `Launcher.train`."""
+        from tsdfm_bench.launch.training import TrainFolder
         from tsdfm_bench.meter import choose_device
 
         gpus = gpu_names() if choose_device() == "cuda" else []
         workers = min(self.settings.jobs or default_jobs(gpus), len(works))
         threads = max(1, available_threads() // max(1, workers))
-        pool = Pool(Launch.new(folder / ".jobs", self.name), environments(workers, threads, gpus), reporter.note)
+        jobs = TrainFolder(folder).jobs_folder
+        pool = Pool(Launch.new(jobs, self.name), environments(workers, threads, gpus), reporter.note)
         try:
             with reporter.phase("training", sum(w.weight for w in works), len(works), "networks") as phase:
                 watch = Watch(phase, reporter)

@@ -98,9 +98,9 @@ class Pool:
         results: dict[str, dict[str, Any]] = {}
         while waiting or later or any(place.work is not None for place in self.places):
             now = time.monotonic()
-            for due, work in [item for item in later if item[0] <= now]:
-                later.remove((due, work))
-                waiting.append(work)
+            for due in [item for item in later if item[0] <= now]:
+                later.remove(due)
+                waiting.append(due[1])
             self._hand_out(waiting, files, results, len(works))
             ended = [place for place in self.places if place.work is not None and self._ended(place)]
             for place in ended:

@@ -37,6 +37,10 @@ ARRAY_AT_MOST = 1000  # a job has three files: this bounds a folder
 DEFAULT_MINUTES = 60
 
 
+class JobFailed(Exception):
+    """A job did not do its work; its result file says why."""
+
+
 class Errand:
     """What a job does; made on the submitting node, run on a compute node.
 
@@ -59,6 +63,9 @@ class Errand:
         except KeyboardInterrupt:
             result = {"state": "stopped"}
             _leave(told, requeue)
+        state = result.get("state")
+        if state in ("error", "refused") or (Path(self.job_file).name.startswith("train-") and state != "done"):
+            raise JobFailed(str(result.get("error") or state))  # Slurm is to know: others may wait for a success
         return {key: result.get(key) for key in ("name", "state", "units", "done", "error")}
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:

@@ -15,8 +15,8 @@ from tsdfm_bench.estimate import Estimator
 from tsdfm_bench.launch.cost import batch_work
 from tsdfm_bench.launch.failures import record_failure, record_score_failure
 from tsdfm_bench.launch.orders import sample_pieces, sample_works, score_pieces, score_works
-from tsdfm_bench.launch.slurm import Part, Parts
 from tsdfm_bench.launch.slurm_queue import SlurmError
+from tsdfm_bench.launch.slurm_rounds import Part, Parts
 from tsdfm_bench.launch.work import Piece, Work, pack, unit_name
 from tsdfm_bench.scoring import judged
 
@@ -70,6 +70,10 @@ class SweepParts(Parts):
                 self._settled(planned.cell)
         self.unsampled = [planned for planned in self.unsampled if planned.cell.id in waiting]
         parts = [self._sampling(piece) for piece in pieces]
+        makers: dict[str, tuple[str, ...]] = {}
+        for part in parts:
+            id = str(part.piece.unit["id"])
+            makers[id] = (*makers.get(id, ()), part.key)
         for name, judge in self.judges.items():
             cells = [cell for cell in self.unscored[name] if cell.id not in self.gone]
             if all(self.cells[cell.id].kind == "reference" for cell in self.comparable()):
@@ -77,7 +81,7 @@ class SweepParts(Parts):
             found = score_pieces(sweep, self.job, judge, cells, self._score_s)
             left = {str(piece.unit["id"]) for piece in found}
             self.unscored[name] = [cell for cell in cells if cell.id in left]
-            parts += [self._scoring(piece, name) for piece in found]
+            parts += [self._scoring(piece, name, makers.get(str(piece.unit["id"]), ())) for piece in found]
         return parts
 
     def _settled(self, cell: Cell) -> None:
@@ -94,10 +98,11 @@ class SweepParts(Parts):
         name = cell.method if cell.kind == "method" else ""
         return Part(unit_name(cell.id, int(piece.unit["shard"])), "sample", piece, "methods", name, piece.weight)
 
-    def _scoring(self, piece: Piece, judge: str) -> Part:
+    def _scoring(self, piece: Piece, judge: str, needs: tuple[str, ...]) -> Part:
         known = self.settings.overrides.get("scorers", {})
         name = judge if judge in known else self.judges[judge].spec.name
-        return Part(unit_name(str(piece.unit["id"]), 0, judge), "score", piece, "scorers", name, piece.weight)
+        key = unit_name(str(piece.unit["id"]), 0, judge)
+        return Part(key, "score", piece, "scorers", name, piece.weight, needs)
 
     def _sample_s(self, planned: PlannedCell, batches: int) -> float:
         seconds = self.estimator.sampling_s(planned, batches)
@@ -132,6 +137,15 @@ class SweepParts(Parts):
                 named = replace(work, name=f"{stem}-{first + len(found):05d}", seconds=work.weight)
                 found.append((named, [of_piece[id(piece)] for piece in some]))
         return found
+
+    def farewell(self, name: str) -> str:
+        """See `Parts.farewell`."""
+        root = self.sweep.folder.root
+        return (
+            f"  follow:     tsdfm-bench status {root} --watch\n"
+            "  come back:  the same command again; it submits nothing twice\n"
+            f"  cancel:     tsdfm-bench cancel {root}"
+        )
 
     def give_up(self, part: Part, reason: str) -> None:
         """Leave the reason where every other failure is; the next run tries again."""

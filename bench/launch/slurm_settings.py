@@ -12,6 +12,8 @@
     time = "8:00:00"
     constraint = "a100"
 
+On the command line that is `--slurm methods.ar.time=8:00:00,stages.tsdfm.gpus_per_node=8`.
+
 Names are submitit's, which are sbatch's with underscores. Whatever else sbatch knows goes into the table `extra`.
 """
 
@@ -30,7 +32,7 @@ TEXTS = (
     *("partition", "account", "qos", "constraint", "gres", "mem", "mem_per_cpu", "mem_per_gpu", "nodelist", "exclude"),
     *("mail_type", "mail_user", "comment", "wckey", "dependency"),
 )
-COUNTS = ("nodes", "cpus_per_task", "cpus_per_gpu", "gpus_per_node", "gpus_per_task", "array_parallelism")
+COUNTS = ("cpus_per_task", "cpus_per_gpu", "gpus_per_node", "gpus_per_task", "array_parallelism")
 LISTS = ("setup", "teardown", "srun_args")
 RESERVED = {
     "dependency": "the launcher's own: scores wait for their samples",
@@ -38,6 +40,7 @@ RESERVED = {
     "job_name": "the launcher's own: it finds its jobs by it",
     "use_srun": "needed: without srun a job does not get the signal before its end",
     "ntasks_per_node": "a job is one process; a training starts one for each GPU itself",
+    "nodes": "a job runs on one node; many nodes run many jobs",
 }
 OWN = ("pack", "poll", "tries", "detach")
 OVERRIDES = ("methods", "scorers", "stages")
@@ -68,10 +71,11 @@ class SlurmSettings:
         """The sbatch parameters of the jobs of a method, a scorer or a stage (`kind`: one of `OVERRIDES`)."""
         return {**self.parameters, **self.overrides.get(kind, {}).get(name, {})}
 
-    @property
-    def gpus(self) -> int:
-        """GPUs of a job on one node."""
-        return int(self.parameters.get("gpus_per_node", self.parameters.get("gpus_per_task", 0)))
+
+def check_launcher(name: object) -> None:
+    """Raise UsageError if --slurm or --detach were given for another launcher: nobody would heed them."""
+    if name != "slurm":
+        raise UsageError(f"--slurm and --detach belong to --launcher slurm, and the launcher is {name or 'inline'}")
 
 
 def parse_option(text: str) -> dict[str, str]:
@@ -81,14 +85,15 @@ def parse_option(text: str) -> dict[str, str]:
         UsageError: a part without "=".
     """
     found = {}
-    for part in re.split(r",(?=\s*[\w-]+\s*=)", text):
+    for part in re.split(r",(?=\s*[\w.:-]+\s*=)", text):
         key, separator, value = part.partition("=")
-        if not separator or not key.strip():
+        if not separator or not key.strip(" ."):
             raise UsageError(
                 f"--slurm takes NAME=VALUE pairs with commas between them, for example partition=main,time=30; "
                 f"'{part}' is none"
             )
-        found[key.strip().replace("-", "_")] = value.strip()
+        key = key.strip()
+        found[key if "." in key else key.replace("-", "_")] = value.strip()
     return found
 
 
@@ -98,7 +103,7 @@ def slurm_settings(table: Mapping[str, Any]) -> SlurmSettings:
     Raises:
         UsageError: an unknown key (with the nearest known one) or an impossible value.
     """
-    table = {str(key).replace("-", "_"): value for key, value in table.items()}
+    table = _nested(table)
     own = {key: table.pop(key) for key in OWN if key in table}
     overrides: dict[str, dict[str, dict[str, Any]]] = {}
     for kind in OVERRIDES:
@@ -114,6 +119,20 @@ def slurm_settings(table: Mapping[str, Any]) -> SlurmSettings:
         tries=_count(own.get("tries", SlurmSettings.tries), "tries", 1),
         detach=_switch(own.get("detach", False), "detach"),
     )
+
+
+def _nested(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table with `methods.NAME.KEY` of the command line as tables in tables, and "_" for "-" in its own keys."""
+    found: dict[str, Any] = {}
+    for key, value in sorted(table.items(), key=lambda item: "." in str(item[0])):  # a table first, then changes of it
+        kind, _, rest = str(key).partition(".")
+        name, _, parameter = rest.rpartition(".")
+        if kind in OVERRIDES and name and isinstance(found.get(kind, {}), Mapping):
+            named = found.get(kind, {})
+            found[kind] = {**named, name: {**named.get(name, {}), parameter: value}}
+        else:
+            found[str(key).replace("-", "_")] = value
+    return found
 
 
 def known_keys() -> list[str]:

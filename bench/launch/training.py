@@ -9,25 +9,49 @@ With several GPUs for one job, the worker starts `accelerate launch` on them and
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsdfm_bench.errors import CompassError
-from tsdfm_bench.launch.leases import Holder, Lease, Leases
+from tsdfm_bench.launch.leases import Holder, Lease, Leases, workers
 from tsdfm_bench.launch.settings import DEFAULT_LEASE_S
 from tsdfm_bench.launch.work import Work
+from tsdfm_bench.results.store import RunFolder
 from tsdfm_bench.spec import parse_spec
 
 if TYPE_CHECKING:
     from tsdfm_bench.console import Phase, Reporter
-    from tsdfm_bench.methods.train.recipe import Recipe
+    from tsdfm_bench.methods.train.recipe import Recipe, Stage
     from tsdfm_bench.methods.train.trainer import Progress
 
-LEASES = ".leases"
+CHECKPOINT = "config.json"
+STATE, STATE_FILE = ".state", "state.safetensors"  # of a training that is not done
+POLITE_S = 20.0
+
+
+class TrainFolder(RunFolder):
+    """A folder of checkpoints; what launchers keep beside them starts with a dot."""
+
+    @property
+    def jobs_folder(self) -> Path:
+        """.jobs/."""
+        return self.root / ".jobs"
+
+    @property
+    def leases_folder(self) -> Path:
+        """.leases/."""
+        return self.root / ".leases"
+
+
+def steps_trained(folder: Path) -> dict[str, int]:
+    """What those who train say: name of a work -> steps."""
+    held = workers(TrainFolder(folder).leases_folder)
+    return {unit: int(holder.about.get("done", 0)) for unit, holder in held.items()}
 
 
 def train_works(
@@ -67,12 +91,18 @@ def train_works(
                 "stage": stage.name,
                 "task": task,
             },
-            needs=[f"train-{need}" for need in stage.needs if need in names],
+            needs=[f"train-{need}" for need in (*stage.needs, *_judges(stage, stages)) if need in names],
             weight=float(recipe.training_of(stage).steps),
             resources={"gpus": gpus, "cpus": threads or 1},
         )
         for stage in stages
     ]
+
+
+def _judges(stage: Stage, stages: Sequence[Stage]) -> list[str]:
+    """Networks that a compass is examined by, if one process would have trained them before it."""
+    before = stages[: stages.index(stage)] if stage.kind == "compass" else []
+    return [other.name for other in before if other.kind == "ar" and other.name not in stage.needs]
 
 
 def train_stage_of(work: Work, reporter: Reporter) -> dict[str, Any]:
@@ -88,7 +118,7 @@ def train_stage_of(work: Work, reporter: Reporter) -> dict[str, Any]:
     """
     stage = str(work.stage["stage"])
     folder = Path(work.folder)
-    leases = Leases(folder / LEASES, float(work.settings.get("lease_s", DEFAULT_LEASE_S)))
+    leases = Leases(TrainFolder(folder).leases_folder, float(work.settings.get("lease_s", DEFAULT_LEASE_S)))
     name = f"train-{stage}"
     lease = leases.take(name, doing=work.title, job=work.name)
     while isinstance(lease, Holder):
@@ -100,7 +130,7 @@ def train_stage_of(work: Work, reporter: Reporter) -> dict[str, Any]:
         reporter.note(f"Took over the training of {stage} from {lease.taken_over}; it goes on from its saved state.")
     with lease:
         if int(work.resources.get("gpus", 0)) > 1:
-            _on_several(work)
+            _on_several(work, lease)
         else:
             _here(work, reporter, lease)
     leases.close()
@@ -109,8 +139,6 @@ def train_stage_of(work: Work, reporter: Reporter) -> dict[str, Any]:
 
 def leases_wait(leases: Leases) -> None:
     """Sleep until a holder may have given the next sign of life."""
-    import time
-
     time.sleep(min(1.0, leases.lease_s / 4))
 
 
@@ -128,14 +156,14 @@ def _here(work: Work, reporter: Reporter, lease: Lease) -> None:
     recipe = load_recipe(str(work.stage["scale"]))
     if work.stage.get("task"):
         recipe = recipe.model_copy(update={"task": work.stage["task"]})
-    registry, folder = Registry(), Path(work.folder)
-    task = load_task(parse_spec(recipe.task), registry)
-    judge = find_judge(task, recipe, folder, registry)
+    registry = Registry()
+    loaded = load_task(parse_spec(recipe.task), registry)
+    text, folder = training_text(loaded), Path(work.folder)
     stage = str(work.stage["stage"])
     with reporter.phase(f"training {stage}", work.weight, round(work.weight), "steps") as phase:
         phase.doing(stage)
-        report = _reporting(phase, lease)
-        refused = train_recipe(recipe, training_text(task), folder, [stage], report, lambda text: None, judge)
+        judge = find_judge(loaded, recipe, folder, registry)
+        refused = train_recipe(recipe, text, folder, [stage], _reporting(phase, lease), lambda text: None, judge)
     if refused:
         raise CompassError(refused[0])
 
@@ -164,13 +192,28 @@ def accelerate_command(work: Work) -> list[str]:
     return command + (["--task", str(stage["task"])] if stage.get("task") else [])
 
 
-def _on_several(work: Work) -> None:
-    """Train on several GPUs; RuntimeError if that fails (the log says why)."""
-    code = subprocess.run(accelerate_command(work), check=False).returncode
-    if code:
-        raise RuntimeError(f"training {work.stage['stage']} with accelerate ended with exit code {code}; see the log")
+def _on_several(work: Work, lease: Lease) -> None:
+    """Train on several GPUs. Whatever ends this process ends those: politely, so that accelerate ends its own.
 
-
-def with_gpus(works: Sequence[Work], gpus: int) -> list[Work]:
-    """The same works with so many GPUs each."""
-    return [replace(work, resources={**work.resources, "gpus": gpus}) for work in works]
+    Raises:
+        RuntimeError: that failed (the log says why).
+        LeaseLost: another process has taken over.
+    """
+    process = subprocess.Popen(accelerate_command(work))
+    try:
+        while process.poll() is None:
+            lease.check()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(1.0)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(POLITE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+    if process.returncode:
+        raise RuntimeError(
+            f"training {work.stage['stage']} with accelerate ended with exit code {process.returncode}; see the log"
+        )

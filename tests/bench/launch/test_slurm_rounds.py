@@ -1,151 +1,26 @@
-"""The rounds of the slurm launcher on a simulated cluster: what is submitted, when, and how often.
-
-The simulation stands in for `submit`, `tasks` (squeue), `array_limit` and `cancel`; records are written as always.
-Jobs do what a test says: they finish their units, are lost, or leave a result.
-"""
+"""The rounds of the slurm launcher on a simulated cluster (`simulate`): what is submitted, when, and how often."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tsdfm_bench.console import Reporter
-from tsdfm_bench.launch import Cancelled, Detached, slurm
+from tsdfm_bench.launch import Cancelled, Detached, slurm_rounds
 from tsdfm_bench.launch.leases import Lease, Leases
-from tsdfm_bench.launch.slurm import Dispatcher, Part, Parts, cancel_mark
 from tsdfm_bench.launch.slurm_jobs import Record, record_path, records
 from tsdfm_bench.launch.slurm_queue import SlurmError, Task
+from tsdfm_bench.launch.slurm_rounds import Dispatcher, cancel_mark
 from tsdfm_bench.launch.slurm_settings import SlurmSettings, slurm_settings
-from tsdfm_bench.launch.work import Launch, Piece, Work, launches, result_path
+from tsdfm_bench.launch.work import Launch, launches
 from tsdfm_bench.results.files import write_json
-from tsdfm_bench.results.store import RunFolder
 
-
-@dataclass
-class Simulation(Parts):
-    """A cluster and what it has to do.
-
-    Args:
-        folder: the run.
-        sample, score: keys of the units that are left; scores are named "<cell>-by-toy".
-        limit: of an array.
-        together: units of a job.
-        fate: what becomes of a task: "done", "lost", "stays", or a result that it leaves.
-    """
-
-    folder: RunFolder
-    sample: list[str]
-    score: list[str] = field(default_factory=list)
-    limit: int = 1001
-    together: int = 1
-    fate: Callable[[str], Any] = lambda key: "done"
-    found: dict[str, Task] = field(default_factory=dict)
-    units: dict[str, Sequence[str]] = field(default_factory=dict)
-    files: dict[str, Path] = field(default_factory=dict)
-    submitted: list[Record] = field(default_factory=list)
-    given_up: dict[str, str] = field(default_factory=dict)
-    looks: int = 0
-    left_looks: int = 0
-    progress: dict[str, float] = field(default_factory=dict)
-    refuses: int = 0
-    names: Mapping[str, str] = field(default_factory=dict)
-
-    # -- Parts
-
-    def left(self) -> list[Part]:
-        self.left_looks += 1
-        parts = []
-        for stage, keys in (("sample", self.sample), ("score", self.score)):
-            kind = "methods" if stage == "sample" else "scorers"
-            for key in keys:
-                if key not in self.given_up:
-                    name = self.names.get(key, "m") if stage == "sample" else "toy"
-                    piece = Piece({"id": key.partition("-")[0]}, name, 1.0, key)
-                    parts.append(Part(key, stage, piece, kind, name, self.progress.get(key, 0.0)))
-        return parts
-
-    def works(self, parts: Sequence[Part], parameters: Mapping[str, Any], first: int) -> list[tuple[Work, list[Part]]]:
-        packed = [list(parts[i : i + self.together]) for i in range(0, len(parts), self.together)]
-        return [
-            (Work(some[0].stage, f"{some[0].stage}-{first + i:05d}", some[0].key, "", {}), some)  # type: ignore[arg-type]
-            for i, some in enumerate(packed)
-        ]
-
-    def give_up(self, part: Part, reason: str) -> None:
-        self.given_up[part.key] = reason
-
-    # -- Slurm
-
-    def submit(
-        self,
-        launch: Launch,
-        stage: str,
-        name: str,
-        files: Sequence[Path],
-        units: Sequence[Sequence[str]],
-        parameters: Mapping[str, Any],
-        after: Sequence[Record] = (),
-        kind: str = "afterany",
-    ) -> Record:
-        if self.refuses:
-            self.refuses -= 1
-            raise SlurmError("sbatch refused: invalid partition specified: nope")
-        number = len(self.submitted)
-        job = str(1000 + number)
-        texts = [str(path) for path in files]
-        record = Record(
-            f"{stage}-{number:03d}", name, stage, texts, units, [r.token for r in after], number, parameters, job
-        )
-        write_json(record_path(launch, record.token), asdict(record))
-        self.submitted.append(record)
-        for index, keys in enumerate(units):
-            task = Task(job, index, "PENDING", comment=record.token)
-            self.found[task.id], self.units[task.id], self.files[task.id] = task, keys, files[index]
-        return record
-
-    def tasks(self, name: str) -> list[Task]:
-        self.looks += 1
-        return list(self.found.values())
-
-    def step(self, seconds: float) -> None:
-        """Time passes: every living task meets its fate."""
-        for id, task in self.found.items():
-            if not task.alive:
-                continue
-            fate = self.fate(self.units[id][0])
-            if fate == "stays":
-                continue
-            if fate == "lost":
-                self.found[id] = replace(task, state="NODE_FAIL")
-                continue
-            self.found[id] = replace(task, state="COMPLETED")
-            if isinstance(fate, Mapping):
-                write_json(result_path(self.files[id]), {"failed": {}, "busy": [], "error": "", **fate})
-                continue
-            gone = set(self.units[id])
-            self.sample = [key for key in self.sample if key not in gone]
-            self.score = [key for key in self.score if key not in gone]
-
-
-@pytest.fixture
-def simulate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Simulation]:
-    """Makes a simulated cluster and puts it in place of Slurm."""
-    monkeypatch.setattr("os.fsync", lambda handle: None)
-
-    def make(**given: Any) -> Simulation:
-        found = Simulation(RunFolder(tmp_path / "run"), **given)
-        monkeypatch.setattr(slurm, "submit", found.submit)
-        monkeypatch.setattr(slurm, "tasks", found.tasks)
-        monkeypatch.setattr(slurm, "array_limit", lambda: found.limit)
-        monkeypatch.setattr(slurm, "cancel", lambda ids: None)
-        return found
-
-    return make
+if TYPE_CHECKING:
+    from conftest import Simulation
 
 
 def run(simulation: Simulation, settings: SlurmSettings | None = None, lease_s: float = 60.0) -> None:
@@ -274,7 +149,7 @@ def test_what_another_process_works_on_is_left_to_it(simulate: Callable[..., Sim
 def test_a_second_launcher_submits_nothing_twice(simulate: Callable[..., Simulation]) -> None:
     """It finds the records of the first, and waits for its jobs."""
     simulation = simulate(sample=["a", "b"], fate=lambda key: "stays")
-    with pytest.raises(Detached, match="follow: "):
+    with pytest.raises(Detached, match="come back to"):
         run(simulation, SlurmSettings(detach=True))
     with pytest.raises(Detached):
         run(simulation, SlurmSettings(detach=True))
@@ -309,7 +184,7 @@ def test_a_silent_controller_is_waited_for(
             raise error
         return simulation.tasks(name)
 
-    monkeypatch.setattr(slurm, "tasks", ask)
+    monkeypatch.setattr(slurm_rounds, "tasks", ask)
     run(simulation)
     assert units_of(simulation) == ["a"]
 
@@ -325,7 +200,7 @@ def test_a_limit_on_submitted_jobs(simulate: Callable[..., Simulation], monkeypa
             raise SlurmError("sbatch refused: QOSMaxSubmitJobPerUserLimit")
         return submit(launch, stage, name, files, units, *more)
 
-    monkeypatch.setattr(slurm, "submit", limited)
+    monkeypatch.setattr(slurm_rounds, "submit", limited)
     run(simulation)
     assert units_of(simulation) == ["a", "b", "c"]
     assert refused
@@ -342,7 +217,7 @@ def test_arrays_shrink_until_the_cluster_takes_them(
             raise SlurmError("sbatch refused: Job violates accounting/QOS policy (job submit limit)")
         return simulation.submit(launch, stage, name, files, *more)
 
-    monkeypatch.setattr(slurm, "submit", limited)
+    monkeypatch.setattr(slurm_rounds, "submit", limited)
     run(simulation)
     assert [len(record.files) for record in simulation.submitted] == [4] * 5
 
@@ -376,7 +251,7 @@ def test_jobs_that_wait_for_what_will_not_happen_are_replaced(
     """Slurm leaves them in the queue for ever; they are cancelled."""
     simulation = simulate(sample=["a"])
     cancelled: list[str] = []
-    monkeypatch.setattr(slurm, "cancel", cancelled.extend)
+    monkeypatch.setattr(slurm_rounds, "cancel", cancelled.extend)
 
     def step(seconds: float) -> None:
         if len(simulation.submitted) == 1:
@@ -400,8 +275,8 @@ def test_interrupted_while_waiting(simulate: Callable[..., Simulation], capsys: 
     with pytest.raises(KeyboardInterrupt):
         Dispatcher(SlurmSettings(), simulation.folder, simulation, 60.0, step).run(Reporter())
     said = capsys.readouterr().err
-    assert f"tsdfm-bench cancel {simulation.folder.root}" in said
-    assert "submits nothing twice" in said
+    assert "The jobs go on without this process" in said
+    assert "come back to tsdfm-bench-" in said
     assert all(task.alive for task in simulation.found.values())
 
 

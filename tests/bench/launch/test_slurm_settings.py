@@ -24,6 +24,7 @@ def test_every_key_is_a_parameter_of_the_installed_submitit() -> None:
         ("partition=main,time=1:30:00,gpus-per-node=1", {"partition": "main", "time": "1:30:00", "gpus_per_node": "1"}),
         ("nodelist=a[1,3],b2, qos=high", {"nodelist": "a[1,3],b2", "qos": "high"}),
         ("constraint=a100|h100", {"constraint": "a100|h100"}),
+        ("time=30,stages.ts-dfm.time=60", {"time": "30", "stages.ts-dfm.time": "60"}),
     ],
 )
 def test_the_option(text: str, found: dict[str, str]) -> None:

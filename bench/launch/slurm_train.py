@@ -1,0 +1,98 @@
+"""A training on Slurm: one job a stage, after the jobs of the stages that it needs (`afterok`), on one node each.
+
+A stage is done when its checkpoint is there; what a job that was preempted or killed had trained is in its saved state,
+and its next life, or the next job, goes on from there bit for bit. If a teacher is lost, the jobs that waited for it
+are replaced by others that wait for its successor; if it fails by an error of its own (a loss that is not finite, a
+compass that fails its checks), it is not tried again by this command, and they are not run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tsdfm_bench.launch.slurm_rounds import Part, Parts
+from tsdfm_bench.launch.training import CHECKPOINT, STATE, STATE_FILE, steps_trained
+from tsdfm_bench.launch.work import Piece, Work
+
+UNKNOWN_STEP_S = 0.1
+DEFAULT_THREADS = 2
+
+
+class TrainParts(Parts):
+    """The stages that are not trained yet.
+
+    Args:
+        works: of kind "train", a stage each.
+        folder: of the checkpoints.
+    """
+
+    dependency = "afterok"
+    final = ("refused", "error")
+
+    def __init__(self, works: Sequence[Work], folder: Path) -> None:
+        self.all = {work.name: work for work in works}
+        self.folder = folder
+        self.reasons: dict[str, str] = {}
+
+    def left(self) -> list[Part]:
+        """Stages without a checkpoint that have not failed; their key is the name of their lease."""
+        trained = steps_trained(self.folder)
+        return [
+            Part(
+                name,
+                "train",
+                Piece({"id": name}, name, max(0.0, work.weight - trained.get(name, 0)) * UNKNOWN_STEP_S, work.title),
+                "stages",
+                str(work.stage["stage"]),
+                self._progress(work),
+                tuple(work.needs),
+            )
+            for name, work in self.all.items()
+            if name not in self.reasons and not self._trained(work)
+        ]
+
+    def _trained(self, work: Work) -> bool:
+        return (self.folder / str(work.stage["stage"]) / CHECKPOINT).is_file()
+
+    def _progress(self, work: Work) -> float:
+        """When the state of a stage was saved last: later means that something was trained."""
+        try:
+            return (self.folder / STATE / str(work.stage["stage"]) / STATE_FILE).stat().st_mtime
+        except OSError:
+            return 0.0
+
+    def works(self, parts: Sequence[Part], parameters: Mapping[str, Any], first: int) -> list[tuple[Work, list[Part]]]:
+        """See `Parts.works`; a job trains one stage on all GPUs that it asks for."""
+        gpus = int(parameters.get("gpus_per_node", parameters.get("gpus_per_task", 0)))
+        found = []
+        for part in parts:
+            work = self.all[part.key]
+            threads = parameters.get("cpus_per_task") or work.settings.get("threads") or DEFAULT_THREADS
+            settings = {**work.settings, "threads": int(threads)}
+            resources = {**work.resources, "gpus": gpus, "cpus": int(threads)}
+            found.append((replace(work, settings=settings, resources=resources), [part]))
+        return found
+
+    def give_up(self, part: Part, reason: str) -> None:
+        """Leave the reason to the results."""
+        self.reasons[part.key] = reason
+
+    def farewell(self, name: str) -> str:
+        """See `Parts.farewell`."""
+        return (
+            f"  follow:     squeue --name={name}\n"
+            "  come back:  the same command again; it submits nothing twice\n"
+            f"  cancel:     tsdfm-bench cancel {self.folder}"
+        )
+
+    def results(self) -> list[dict[str, Any]]:
+        """What became of every stage."""
+        found = []
+        for name, work in self.all.items():
+            done = self._trained(work)
+            error = "" if done else self.reasons.get(name, "its job failed")
+            found.append({"name": name, "state": "done" if done else "error", "error": error})
+        return found
