@@ -5,7 +5,9 @@ What was measured is kept in the cache folder under the weights, the settings th
 number of threads, so a second plan asks nobody. Costs that the run folder itself holds are better and are taken first.
 
 The result is an estimate: steps that are skipped because nothing can change, and rows that leave a batch, are taken
-into account only roughly (`expected_calls`), and computing the metrics is not included.
+into account only roughly (`expected_calls`), and computing the metrics is not included. Peak memory is measured in the
+same calls: the device's, or on a CPU that of the whole process. A method that draws all its positions in the few steps
+of the timing needs no less there than in many steps, so it is an upper bound where steps reveal few positions each.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -46,12 +47,14 @@ class Rate:
         units: scored units per text, 0 for methods.
         features: bytes of features per text.
         origin: "this run", "an earlier measurement" or "measured now".
+        peak_bytes: of memory while it was measured, 0 if unknown.
     """
 
     seconds: float
     units: float = 0.0
     features: int = 0
     origin: str = "measured now"
+    peak_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Estimate:
         bytes: of disk that will be added, about.
         device, threads: what the seconds are for.
         notes: what could not be timed, with the reason.
+        sampling_peak_bytes, scoring_peak_bytes: of memory, the largest of all that was measured; None if nothing was.
     """
 
     sampling_s: Mapping[str, float | None]
@@ -72,6 +76,8 @@ class Estimate:
     device: str
     threads: int
     notes: Sequence[str] = ()
+    sampling_peak_bytes: int | None = None
+    scoring_peak_bytes: int | None = None
 
     @property
     def seconds(self) -> float:
@@ -159,7 +165,18 @@ class Estimator:
             if rate is not None:
                 stored += round(texts * (rate.units * BYTES_PER_UNIT + rate.features))
         device = device_name(self.job.device)
-        return Estimate(sampling, scored, stored, device, self.job.threads, tuple(dict.fromkeys(self.notes)))
+        methods = (self.rate(group[0], group) for group in networks.values())
+        scorers = (self.scorer_rate(judge) for judge in judges if scoring.get(judge.name))
+        return Estimate(
+            sampling,
+            scored,
+            stored,
+            device,
+            self.job.threads,
+            tuple(dict.fromkeys(self.notes)),
+            _largest_peak(methods),
+            _largest_peak(scorers),
+        )
 
     def sampling_s(self, planned: PlannedCell, batches: int) -> float | None:
         """Seconds of so many batches of a cell; None if the method could not be timed."""
@@ -204,7 +221,7 @@ class Estimator:
         from tsdfm_bench.launch.batches import read_costs
         from tsdfm_bench.meter import device_name
 
-        seconds, calls, looked = 0.0, 0, 0
+        seconds, calls, looked, peak = 0.0, 0, 0, 0
         for planned in group:
             if looked == COSTS_READ:
                 break
@@ -215,7 +232,8 @@ class Estimator:
                     if cost.device == device_name(self.job.device):
                         seconds += cost.seconds
                         calls += next(iter(cost.calls.values()), 0)
-        return Rate(seconds / calls, origin="this run") if calls else None
+                        peak = max(peak, cost.peak_memory_bytes)
+        return Rate(seconds / calls, origin="this run", peak_bytes=peak) if calls else None
 
     def _time_method(self, planned: PlannedCell) -> Rate:
         import torch
@@ -232,7 +250,7 @@ class Estimator:
             with meter.measure(job.batch_size) as cost:
                 method.sample(_request(job, short, job.batch_size))
         calls = next(iter(cost.calls.values()), 0) or expected_calls(short)
-        return Rate(cost.seconds / calls)
+        return Rate(cost.seconds / calls, peak_bytes=cost.peak_memory_bytes)
 
     # ------------------------------------------------------------------------------------------------- scorers
 
@@ -250,6 +268,7 @@ class Estimator:
         return self._key("scorer", {"scorer": judge.name, "task": info.name, "data": info.data_hash})
 
     def _time_scorer(self, judge: Judge) -> Rate:
+        from tsdfm_bench.meter import Meter
         from tsdfm_bench.rng import Streams
 
         job = self.job
@@ -262,11 +281,11 @@ class Estimator:
         batch = job.task.reference("real", Streams.of(0, "timing", TIMED_TEXTS, 0, "cpu"), length)
         texts = job.task.decode(batch.tokens.numpy(), batch.lengths.numpy())
         scorer.score(texts[:2])
-        started = time.perf_counter()
-        scores = scorer.score(texts)
-        seconds = (time.perf_counter() - started) / TIMED_TEXTS
+        with Meter({}, job.device).measure(TIMED_TEXTS) as cost:
+            scores = scorer.score(texts)
         units = sum(len(nll) for nll in scores.nll) / TIMED_TEXTS
-        return Rate(seconds, units, 0 if scores.features is None else scores.features[0].nbytes)
+        features = 0 if scores.features is None else scores.features[0].nbytes
+        return Rate(cost.seconds / TIMED_TEXTS, units, features, peak_bytes=cost.peak_memory_bytes)
 
     # ------------------------------------------------------------------------------------------------- storage
 
@@ -297,6 +316,11 @@ class Estimator:
 
     def _path(self, key: str) -> Path:
         return self.cache / "timing" / f"{key}.json"
+
+
+def _largest_peak(rates: Iterable[Rate | None]) -> int | None:
+    """The largest peak of memory; None if none is known."""
+    return max((rate.peak_bytes for rate in rates if rate is not None and rate.peak_bytes), default=None)
 
 
 @contextlib.contextmanager

@@ -140,6 +140,7 @@ def _print(sweep: Sweep, reports: list[CellReport], todo: int, calls: int, estim
         f"sequences  {sweep.config.samples} per cell, {plan.length} tokens, in batches of {plan.batch_size}",
         f"to do      {todo} batches, at most {calls} network calls; then scoring by {judges}",
         f"time       {_total(estimate)}",
+        f"memory     {_memory(estimate)}",
         f"disk       about {size(estimate.bytes)} more",
         *(f"note       {note}" for note in estimate.notes),
     ]
@@ -162,6 +163,14 @@ def _total(estimate: Estimate) -> str:
     hours = "" if estimate.gpu_hours is None else f" = {estimate.gpu_hours:.2g} GPU-hours"
     what = f"{least}about {about(estimate.seconds)}{hours} ({', '.join(parts)}; metrics not included)"
     return f"{what} in one process on {estimate.device}{threads}"
+
+
+def _memory(estimate: Estimate) -> str:
+    """Peaks of memory, and whose they are."""
+    peaks = (("sampling", estimate.sampling_peak_bytes), ("scoring", estimate.scoring_peak_bytes))
+    known = [f"{what} about {size(peak)}" for what, peak in peaks if peak is not None]
+    whose = "the whole process" if estimate.device == "cpu" else "on the device"
+    return f"at peak, {whose}: {', '.join(known)}" if known else "not measured"
 
 
 def size(count: float) -> str:

@@ -184,3 +184,27 @@ def test_an_unknown_cost_is_no_promise(here: Here) -> None:
     assert found.exit_code == 2
     assert "not known" in found.stderr
     assert "boom" in found.stderr
+
+
+def test_memory_is_the_largest_peak_that_is_known(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of methods and scorers apart; where nothing was measured, nothing is said."""
+    from tsdfm_bench.estimate import Rate
+
+    monkeypatch.setattr(Estimator, "_time_method", lambda self, planned: Rate(0.1, peak_bytes=3_000_000_000))
+    monkeypatch.setattr(Estimator, "_time_scorer", lambda self, judge: Rate(0.1, peak_bytes=2_000_000))
+    estimate = plan(here)["estimate"]
+    assert estimate["sampling_peak_bytes"] == 3_000_000_000
+    assert estimate["scoring_peak_bytes"] == 2_000_000
+    shown = here.cli(*here.arguments("plan")).stdout
+    assert "sampling about 3.0 GB, scoring about 2.0 MB" in shown
+
+
+def test_memory_of_the_run_itself_comes_first(here: Here) -> None:
+    """A cell that was sampled says how much memory it needed."""
+    here.run(steps="2")
+    (cell,) = here.cells(steps=2)
+    costs = json.loads(here.out.cost_path(cell).read_text())["batches"]
+    for cost in costs.values():
+        cost |= {"peak_memory_bytes": 7_000_000_000, "calls": {"denoiser": 2}}
+    write_json(here.out.cost_path(cell), {"batches": costs})
+    assert plan(here, samples="40", steps="2")["estimate"]["sampling_peak_bytes"] == 7_000_000_000
