@@ -222,10 +222,12 @@ def _change(
         return Change(**found, reason="the two runs define this number differently")
     if a["unit"] in _MEASURED_ONCE:
         return Change(**found, difference=_point(b["value"] - a["value"]), percent=_relative(a, b))
-    terms = [side.terms(cell.id, *key) for side, cell in zip(sides, (first, second), strict=True)]
-    if terms[0] is None or terms[1] is None or min(t.n for t in terms if t is not None) < 2:
+    if same and all(a[name] == b[name] for name in ("value", "low", "high", "n")):
+        zero = Interval(0.0, 0.0, 0.0, int(a["n"] or 0), "constant", "the same cell and the same numbers")
+        return Change(**found, difference=zero, percent=zero, paired=True, verdict="identical")
+    one, two = (side.terms(cell.id, *key) for side, cell in zip(sides, (first, second), strict=True))
+    if one is None or two is None or min(one.n, two.n) < 2:
         return _from_intervals(found, a, b)
-    one, two = terms
     paired = stream(a) == stream(b) if not same else True
     clusters = [side.clusters(cell.id) for side, cell in zip(sides, (first, second), strict=True)]
     if paired:
@@ -382,9 +384,9 @@ def comparison_table(comparison: Comparison) -> Table:
         )
     if any(c.verdict == "identical" and c.paired and c.a["n"] != c.b["n"] for c in comparison.changes):
         notes.append("Identical: the sequences that both rows have are the same; one row has more of them.")
-    for name, cells in ((comparison.a, comparison.only_a), (comparison.b, comparison.only_b)):
-        if cells:
-            notes.append(f"Only in {name}: {'; '.join(cells)}.")
+    for name, only in ((comparison.a, comparison.only_a), (comparison.b, comparison.only_b)):
+        if only:
+            notes.append(f"Only in {name}: {'; '.join(only)}.")
     return Table(f"{comparison.a} → {comparison.b}", columns, rows, [*notes, *comparison.notes])
 
 
@@ -408,10 +410,8 @@ def _title(metric: str) -> str:
 
 
 def _value(row: Row) -> Value:
-    return Value(
-        with_interval(row["value"], row["low"], row["high"], show=False),
-        *(_number(row[k]) for k in ("value", "low", "high")),
-    )
+    value, low, high = (_number(row[key]) for key in ("value", "low", "high"))
+    return Value(with_interval(row["value"], row["low"], row["high"], show=False), value, low, high)
 
 
 def _number(value: Any) -> float | None:

@@ -349,7 +349,7 @@ def _frontier(frontier: Frontier, replicates: Replicates, rows: Mapping[str, str
                 read = at_entropy(curve, frontier.real, replicates)
                 readings.append((curve.name, with_interval(read.value, read.low, read.high)))
             except OutOfRange as error:
-                readings.append((curve.name, f"not read: {error}"))
+                readings.append((curve.name, f"not read: {str(error).removeprefix(curve.name).lstrip(': ')}"))
     lines += _references(frontier, rows)
     if not lines:
         return None

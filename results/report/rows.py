@@ -99,7 +99,7 @@ def row_views(material: Material) -> dict[str, RowView]:
         first = cell.first
         done = first["state"] == "done"
         section = first["kind"] if done else "not done"
-        chips = [Chip(flag.code, _detail(flag), flag.code in SERIOUS) for flag in flags.get(cell.id, [])]
+        chips = _chips(flags.get(cell.id, []))
         views[cell.id] = RowView(
             id=f"r{i}",
             cell=cell,
@@ -113,6 +113,15 @@ def row_views(material: Material) -> dict[str, RowView]:
             reason="" if done else cut(str(first["reason"]), LONGEST_REASON),
         )
     return views
+
+
+def _chips(flags: Sequence[Flag]) -> list[Chip]:
+    """One chip per code, serious ones first; several scorers share it."""
+    details: dict[str, list[str]] = defaultdict(list)
+    for flag in flags:
+        details[flag.code].append(_detail(flag))
+    chips = [Chip(code, "; ".join(filter(None, found)), code in SERIOUS) for code, found in details.items()]
+    return sorted(chips, key=lambda chip: not chip.serious)
 
 
 def _detail(flag: Flag) -> str:
