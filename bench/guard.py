@@ -103,7 +103,8 @@ def read_notes(folder: RunFolder, cell: str) -> list[str]:
     path = folder.cell_folder(cell) / NOTES
     with contextlib.suppress(CorruptFile):
         if path.exists():
-            return [str(note) for note in read_json(path, checksum=False).get("notes", [])]
+            notes = read_json(path, checksum=False).get("notes")
+            return [str(note) for note in notes] if isinstance(notes, list) else []
     return []
 
 
@@ -136,7 +137,8 @@ def _begin(folder: RunFolder, cell: str, path: Path) -> None:
     with contextlib.suppress(CorruptFile):
         before = read_json(path, checksum=False) if path.exists() else {}
         same = before.get("completed") == completed
-        deaths = int(before.get("deaths", 0)) if same else 0
+        counted = before.get("deaths", 0)
+        deaths = counted if same and isinstance(counted, int) else 0
         if before and not _alive(before):
             deaths += 1
     if deaths >= MOST_DEATHS:

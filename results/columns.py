@@ -167,7 +167,8 @@ def write_columns(
     index = [[metric, scorer, keep(t.a), keep(t.b), t.exp] for metric, scorer, t in found]
     if clusters is not None:
         arrays[_CLUSTERS] = np.asarray(clusters, dtype=np.int64)
-    write_arrays(path, **arrays, **{_INDEX: np.array(json.dumps(index))})
+    arrays[_INDEX] = np.array(json.dumps(index))
+    write_arrays(path, exclusive=False, **arrays)
 
 
 def read_columns(path: str | os.PathLike[str]) -> CellColumns:

@@ -268,8 +268,8 @@ def read_curve(entropy: np.ndarray, perplexity: np.ndarray, at: float | np.ndarr
     at = np.asarray(at, dtype=np.float64)
     if x.ndim == 1:
         count = max(at.size, 1)
-        columns = (np.broadcast_to(v[:, None], (len(v), count)) for v in (x, y))
-        return _read_columns(*columns, at.ravel()).reshape(at.shape)
+        x, y = (np.broadcast_to(v[:, None], (len(v), count)) for v in (x, y))
+        return _read_columns(x, y, at.ravel()).reshape(at.shape)
     return _read_columns(x, y, np.broadcast_to(at, x.shape[1:]))
 
 

@@ -218,9 +218,9 @@ def separation(a: Terms, b: Terms, *, paired: bool, clusters: np.ndarray | None 
     if paired:
         a, b = _units(a, b, paired, clusters, None)
         gap = _influence(a) - _influence(b)
-        variance, freedom = float(np.sum(gap**2)) * a.n / max(a.n - 1, 1), a.n - 1
+        variance, freedom = float(np.sum(gap**2)) * a.n / max(a.n - 1, 1), float(a.n - 1)
     else:
-        parts = [(float(np.sum(_influence(t) ** 2)) * t.n / max(t.n - 1, 1), t.n - 1) for t in (a, b)]
+        parts = [(float(np.sum(_influence(t) ** 2)) * t.n / max(t.n - 1, 1), float(t.n - 1)) for t in (a, b)]
         variance = sum(v for v, _ in parts)
         freedom = min(d for _, d in parts)
         if variance > 0 and freedom > 0:
@@ -326,7 +326,7 @@ class _Sample:
             self.e = [x - r * b for x, r, b in zip(a, self.r, self.b, strict=True)]
             # In units of their own spread, single precision is enough for the sums of one value; the variance of a
             # difference of two that go together is a small remainder, which it would lose.
-            dtype = np.float32 if self.k == 1 else np.float64
+            dtype: type[np.floating[Any]] = np.float32 if self.k == 1 else np.float64
             spread = [np.sqrt((e**2).sum(axis=0) / max(self.n, 1)) for e in self.e]
             level = [total / self.n for total in self.total]
             safe = [np.where((size > 0) & np.isfinite(size), size, 1.0) for size in spread]
@@ -415,10 +415,9 @@ def _chunk(samples: Sequence[_Sample], chart: _Map, seed: int, resamples: int, c
     centre, slopes = chart.forward([r for s in samples for r in s.r])
     value = chart.back(centre)
     count = len(centre)
-    options = {"confidence": confidence, "seed": seed}
 
     def none(i: int, reason: str) -> Interval:
-        return Interval(float(value[i]), math.nan, math.nan, n, "none", reason, resamples=0, **options)
+        return Interval(float(value[i]), math.nan, math.nan, n, "none", reason, math.nan, confidence, 0, seed)
 
     if n < 2:
         return [none(i, "no sequences" if n == 0 else "one sequence has no spread") for i in range(count)]
@@ -442,11 +441,11 @@ def _chunk(samples: Sequence[_Sample], chart: _Map, seed: int, resamples: int, c
         method = ["studentised"] * count
         with np.errstate(all="ignore"):
             low, high = centre - highest * error, centre - lowest * error
-        for i in np.flatnonzero(usable & ~constant & ~(np.isfinite(low) & np.isfinite(high))):
+        for at in np.flatnonzero(usable & ~constant & ~(np.isfinite(low) & np.isfinite(high))):
             # Resamples without spread (rare events) have errors of zero; percentiles keep to what can occur.
             z = quantile * math.sqrt(n / (n - 1))
-            low[i], high[i] = np.quantile(moved[:, i], stats.norm.cdf([-z, z]))
-            method[i], reason[i] = "percentile", "too few different sequences to studentise"
+            low[at], high[at] = np.quantile(moved[:, at], stats.norm.cdf([-z, z]))
+            method[at], reason[at] = "percentile", "too few different sequences to studentise"
     if chart.kind == "r" and not chart.exp[0]:
         low = np.where(samples[0].positive, np.maximum(low, 0.0), low)
     ends = np.sort(np.stack([chart.back(low), chart.back(high)]), axis=0)
@@ -457,10 +456,10 @@ def _chunk(samples: Sequence[_Sample], chart: _Map, seed: int, resamples: int, c
         elif constant[i]:
             same = float(value[i])
             text = "all sequences are alike"
-            found.append(Interval(same, same, same, n, "constant", text, 0.0, resamples=resamples, **options))
+            found.append(Interval(same, same, same, n, "constant", text, 0.0, confidence, resamples, seed))
         else:
             numbers = (float(value[i]), float(ends[0, i]), float(ends[1, i]))
-            found.append(Interval(*numbers, n, method[i], reason[i], float(spread[i]), resamples=drawn, **options))
+            found.append(Interval(*numbers, n, method[i], reason[i], float(spread[i]), confidence, drawn, seed))
     return found
 
 

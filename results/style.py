@@ -28,6 +28,7 @@ from tsdfm_bench.results.files import CorruptFile, canonical_json, check_name, r
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.typing import RcKeyType
 
 COLUMN_IN = 3.3
 PAGE_IN = 6.9
@@ -43,7 +44,7 @@ DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 # Methods keep their colour from figure to figure; names not listed take what is left, in order of appearance.
 _USUAL = {"tsdfm": 1, "fsdfm": 2, "dfm": 0, "mdlm": 3, "sedd": 4, "ar": 6, "duo": 5}
 
-_RC: dict[str, Any] = {
+_RC: dict[RcKeyType, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 7.0,
@@ -185,12 +186,14 @@ def finish(figure: Figure, panels: Mapping[Axes, Sequence[Label]]) -> None:
         figure: complete but for its labels; nothing may be added to its axes afterwards.
         panels: the labels of each of its axes.
     """
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     texts = [line for labels in panels.values() for label in labels for line in label.text.split("\n")]
     room = max((_text_width(figure, text) for text in texts), default=0.0) + 12.0
     width = figure.get_figwidth() * 72.0
     share = min(0.5, room / width) if texts else 0.0
     engine = figure.get_layout_engine()
-    if engine is not None:
+    if isinstance(engine, ConstrainedLayoutEngine):
         engine.set(rect=(0.0, 0.0, 1.0 - share, 1.0))
     figure.draw_without_rendering()
     figure.set_layout_engine("none")

@@ -31,8 +31,10 @@ from tsdfm_bench.methods.public.files import refuse_pickle
 from tsdfm_bench.methods.public.names import PASSENGERS, expected, geometry_of
 
 _PREFIXES = ("module.", "_orig_mod.", "backbone.")
-_STAND_INS = ("omegaconf.", "pytorch_lightning.", "lightning.", "lightning_fabric.", "pathlib.", "typing.", "numpy.")
-_STAND_INS += ("builtins.Any", "collections.defaultdict")
+_STAND_INS = (
+    "omegaconf.", "pytorch_lightning.", "lightning.", "lightning_fabric.", "pathlib.", "typing.", "numpy.",
+    "builtins.Any", "collections.defaultdict",
+)  # fmt: skip
 _NAMED = {"student": "student_model", "ema": "student_ema_model", "teacher": "teacher_model", "model": "model"}
 
 

@@ -73,18 +73,51 @@ class Rehearsal:
 def full_network(stage: Stage, recipe: Recipe, vocab_size: int, length: int) -> PretrainedNetwork:
     """The stage's network without storage (device "meta"): for counting."""
     net = recipe.network
-    size = {"width": net.width, "blocks": net.blocks, "heads": net.heads, "dropout": net.dropout}
     with torch.device("meta"):
         if stage.kind == "ar":
-            return CausalTransformer(CausalConfig(vocab_size, length, **size))
+            return CausalTransformer(
+                CausalConfig(
+                    vocab_size,
+                    length,
+                    width=net.width,
+                    blocks=net.blocks,
+                    heads=net.heads,
+                    dropout=net.dropout,
+                )
+            )
         outputs = outputs_of(stage, vocab_size)
-        size |= {"condition": net.condition, "time_scale": net.time_scale}
         if stage.kind == "compass":
-            size["blocks"] = stage.blocks
-            sees = {key: bool(stage.options.get(key)) for key in COMPASS_SEES}
-            return Compass(CompassConfig(vocab_size, outputs, length, **size, **sees))
-        aware = stage.kind in ("fsdfm", "tsdfm")
-        return DiT(DiTConfig(vocab_size, outputs, length, step_aware=aware, fuser_init=net.fuser_init, **size))
+            see_origin, changed_only = (bool(stage.options.get(key)) for key in COMPASS_SEES)
+            return Compass(
+                CompassConfig(
+                    vocab_size,
+                    outputs,
+                    length,
+                    width=net.width,
+                    blocks=stage.blocks,
+                    heads=net.heads,
+                    condition=net.condition,
+                    dropout=net.dropout,
+                    time_scale=net.time_scale,
+                    see_origin=see_origin,
+                    changed_only=changed_only,
+                )
+            )
+        return DiT(
+            DiTConfig(
+                vocab_size,
+                outputs,
+                length,
+                width=net.width,
+                blocks=net.blocks,
+                heads=net.heads,
+                condition=net.condition,
+                dropout=net.dropout,
+                step_aware=stage.kind in ("fsdfm", "tsdfm"),
+                time_scale=net.time_scale,
+                fuser_init=net.fuser_init,
+            )
+        )
 
 
 def parameter_count(stage: Stage, recipe: Recipe, vocab_size: int, length: int) -> int:
@@ -158,7 +191,7 @@ def _one_step(
     loss = objective.loss(network.train(), text.windows("train", draws), draws).loss
     if not math.isfinite(loss.item()):
         raise FloatingPointError(f"stage '{full.name}': the loss of the first step is {loss.item()}")
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
     seconds = time.monotonic() - begun
     if lends:
@@ -193,7 +226,7 @@ def _one_step(
     )
 
 
-def _at_full(net: torch.nn.Module, recipe: Recipe) -> PretrainedNetwork:
+def _at_full(net: PretrainedNetwork, recipe: Recipe) -> PretrainedNetwork:
     """A reduced frozen network at the depth it has in a training, without storage."""
     config = net.config
     blocks = recipe.network.blocks
@@ -201,8 +234,7 @@ def _at_full(net: torch.nn.Module, recipe: Recipe) -> PretrainedNetwork:
         blocks = max((stage.blocks for stage in recipe.stage if stage.kind == "compass"), default=blocks)
     settings = {**vars(config), "blocks": blocks, "length": recipe.length}
     with torch.device("meta"):
-        whole: PretrainedNetwork = type(net)(type(config)(**settings))
-    return whole
+        return type(net)(type(config)(**settings))
 
 
 def _parameters(net: torch.nn.Module) -> int:

@@ -23,6 +23,7 @@ from torch import nn
 from tsdfm_bench.methods.nets.causal import CausalTransformer
 from tsdfm_bench.methods.nets.compass import Compass
 from tsdfm_bench.methods.nets.dit import DiT
+from tsdfm_bench.methods.nets.pretrained import PretrainedNetwork
 
 # bf16 dense matrix products per second, from the makers' data sheets; found by the name the driver gives.
 PEAK_FLOPS = {"H100 PCIe": 756e12, "H200": 989e12, "H100": 989e12, "GH200": 989e12, "B200": 2250e12, "A100": 312e12}
@@ -64,7 +65,7 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
 
 
-def networks_in(holder: object, depth: int = 2) -> Iterator[nn.Module]:
+def networks_in(holder: object, depth: int = 2) -> Iterator[PretrainedNetwork]:
     """The networks an objective holds: frozen teachers, the semi-teacher, a chooser's compass."""
     for value in vars(holder).values() if hasattr(holder, "__dict__") else ():
         if isinstance(value, DiT | CausalTransformer | Compass):
@@ -88,7 +89,8 @@ class FlopMeter:
     def _count(self, network: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], _result: object) -> None:
         tokens = inputs[0] if inputs else named["tokens"]
         at = named.get("at")
-        flops = forward_flops(network, *tokens.shape, None if at is None else at[0].numel())
+        sequences, length = tokens.shape
+        flops = forward_flops(network, sequences, length, None if at is None else at[0].numel())
         learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in network.parameters())
         self.total += flops * (3 if learns else 1)
 

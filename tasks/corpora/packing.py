@@ -55,8 +55,8 @@ class Packer:
     def add(self, documents: list[list[int]]) -> np.ndarray:
         """Tokens that are complete after one batch of documents, (n,) int64."""
         if self.packing == "unwrapped":
-            rows = [(ids + [self.end] * self.length)[: self.length] for ids in documents]
-            return np.asarray(rows, dtype=np.int64).reshape(-1)
+            padded = [(ids + [self.end] * self.length)[: self.length] for ids in documents]
+            return np.asarray(padded, dtype=np.int64).reshape(-1)
         joined = [token for ids in documents for token in (*ids, self.end)]
         if self.packing == "joined":
             return np.asarray(joined, dtype=np.int64)

@@ -165,8 +165,8 @@ class TextCorpus:
         train, validation = self.stream("train"), self.stream("validation")
         self._require(validation, "validation")
         block = 0 if self.settings["packing"] == "joined" else self.settings["length"]
-        as_arrays = [cast("np.ndarray", stream) for stream in (train, validation)]
-        return TrainingStreams(*as_arrays, train.data_hash, self.vocabulary.end_of_text, block)
+        ours, held_out = (cast("np.ndarray", stream) for stream in (train, validation))
+        return TrainingStreams(ours, held_out, train.data_hash, self.vocabulary.end_of_text, block)
 
     @cached_property
     def _held_out(self) -> HeldOut:

@@ -160,7 +160,8 @@ def _byte_level(vocabulary: Path, merges: Path) -> Any:
     try:
         table = json.loads(vocabulary.read_text(encoding="utf-8"))
         lines = merges.read_text(encoding="utf-8").splitlines()
-        pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+        parts = (line.split(" ") for line in lines if line and not line.startswith("#version"))
+        pairs = [(left, right) for left, right in parts]
         tokenizer = Tokenizer(models.BPE(vocab=table, merges=pairs))
     except Exception as error:  # the library raises bare exceptions
         raise AssetError(f"{vocabulary} and {merges.name} are not a BPE vocabulary: {error}") from error
