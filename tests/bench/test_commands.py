@@ -103,12 +103,14 @@ def test_the_table_in_every_format(finished: Here, format: str, start: str) -> N
 def test_a_part_of_a_table(here: Here) -> None:
     """Generators can be chosen; references and generators without steps stay; a wrong value names what there is."""
     here.run(methods="counter,stepless", steps="2,4")
-    rows = (
-        lambda *args: [  # noqa: E731
-            line.split(",")[:4] for line in here.cli("table", "out", "-f", "csv", *args).stdout.splitlines()[1:]
-        ]
-    )
-    generators = lambda *args: [row[1:4] for row in rows(*args) if row[0] == "method"]  # noqa: E731
+
+    def rows(*args: str) -> list[list[str]]:
+        lines = here.cli("table", "out", "-f", "csv", *args).stdout.splitlines()
+        return [line.split(",")[:4] for line in lines[1:]]
+
+    def generators(*args: str) -> list[list[str]]:
+        return [row[1:4] for row in rows(*args) if row[0] == "method"]
+
     assert len(generators()) == 3
     assert len(generators("--steps", "4")) == 2
     assert len(generators("--steps", "2,4", "--methods", "counter")) == 2
