@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from tsdfm_bench.errors import CheckpointError
 from tsdfm_bench.methods import checkpoints
 from tsdfm_bench.methods.nets.pretrained import CONFIG_FILE, read_config, replace_file
 from tsdfm_bench.methods.train.recipe import ORACLE, Recipe, Stage
@@ -96,6 +97,8 @@ def write_records(recipe: Recipe, folder: Path) -> None:
                 "default": stage.name == checkpoints.weights_name(stage.kind, stage.source, ("uniform", "mask")),
             }
         )
+        if stage.control == "unshaped":
+            variants += _reranked(variants[-1], found)
         path = folder / stage.name / COST_FILE
         if path.is_file():
             cost = json.loads(path.read_text(encoding="utf-8"))
@@ -105,6 +108,19 @@ def write_records(recipe: Recipe, folder: Path) -> None:
         _write(folder / VARIANTS_FILE, {"format": 1, "variants": variants})
     if costs:
         _write(folder / COSTS_FILE, {"format": 1, "costs": costs})
+
+
+def _reranked(student: dict[str, Any], weights: checkpoints.Checkpoint) -> list[dict[str, Any]]:
+    """The unshaped student with the compass at inference, if there is a compass; see `methods.rerank`."""
+    from tsdfm_bench.methods.rerank import compass_beside, identity_with
+
+    try:
+        identity = identity_with(checkpoints.identify(weights), compass_beside(weights.folder, weights.source))
+    except CheckpointError:
+        return []
+    settings = {**student["settings"], "control": "compass_at_inference"}
+    name = f"{student['name']}, compass at inference"
+    return [{**student, "name": name, "weights": identity.weights, "settings": settings, "default": False}]
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -82,7 +82,8 @@ class ShapingChooser:
 
     Args:
         config: options.
-        energy: token energies of states; called once per midpoint on all gated candidates, once more for the guard.
+        energy: token energies of states; called once per midpoint on all gated candidates that differ, once more for
+            the guard.
         steps: of the whole training, for the switch "curriculum".
     """
 
@@ -108,11 +109,13 @@ class ShapingChooser:
         self.seen_rows += allowed.numel()
         self.gated_rows += gated.numel()
         result = states[0].clone()
-        if gated.numel() == 0 or config.candidates == 1:
+        differs = (states != states[0]).any(dim=2)  # after a small step candidates are often equal
+        gated = gated[differs[:, gated].any(dim=0)]
+        if gated.numel() == 0:
             return result
         pool, source, time = states[:, gated], origin[gated], state_time[gated]
-        k, rows, length = pool.shape
-        token_energy = self.energy(pool.flatten(0, 1), time.repeat(k), source.repeat(k, 1)).view(k, rows, length)
+        rows = pool.shape[1]
+        token_energy = self._energies(pool, differs[:, gated], time, source)
         finite = torch.isfinite(token_energy)
         if not finite.all():
             bad = torch.zeros_like(allowed)
@@ -133,6 +136,16 @@ class ShapingChooser:
             chosen = self._mix(pool, ranking, sequence, chosen, token_wise, time, source)
         result[gated] = chosen
         return result
+
+    def _energies(self, pool: Tensor, differs: Tensor, time: Tensor, source: Tensor) -> Tensor:
+        """Token energies (K, rows, length) in one call; candidates equal to the first one are not judged again."""
+        differs[0] = True
+        which, row = differs.nonzero(as_tuple=True)
+        judged = self.energy(pool[which, row], time[row], source[row])
+        energy = judged.new_empty(pool.shape)
+        energy[:] = judged[: pool.shape[1]]  # candidate 0 comes first
+        energy[which, row] = judged
+        return energy
 
     def _switched(self, time: Tensor, index: int, draws: Draws) -> Tensor:
         """Whether seq_to_token is token-wise by now, (rows,) bool."""

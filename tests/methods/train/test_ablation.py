@@ -52,7 +52,7 @@ def recipe() -> Recipe:
                     **STUDENT,
                     "compass": "compass-uniform",
                     "despite_checks": True,
-                    "shaping": {"tau": 0.0},
+                    "shaping": {"tau": 0.0, "candidates": 16},
                 },
                 {"name": "k1", "like": "tsdfm-uniform", "shaping": {"candidates": 1}},
                 {
