@@ -85,7 +85,7 @@ def parse_option(text: str) -> dict[str, str]:
         UsageError: a part without "=".
     """
     found = {}
-    for part in re.split(r",(?=\s*[\w.:-]+\s*=)", text):
+    for part in re.split(r",(?=\s*[\w.:/@-]+\s*=)", text):
         key, separator, value = part.partition("=")
         if not separator or not key.strip(" ."):
             raise UsageError(

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tsdfm_bench.errors import UsageError
-from tsdfm_bench.launch.slurm_settings import RESERVED, known_keys, minutes, parse_option, slurm_settings
+from tsdfm_bench.launch.slurm_settings import (
+    RESERVED,
+    check_launcher,
+    known_keys,
+    minutes,
+    parse_option,
+    slurm_settings,
+)
 
 
 def test_every_key_is_a_parameter_of_the_installed_submitit() -> None:
@@ -79,6 +86,9 @@ def test_overrides_by_method_and_scorer() -> None:
         ({"methods": {"ar": {"tim": 3}}}, "'methods.ar: tim'; did you mean 'time'"),
         ({"dependency": "afterok:1"}, "launcher's own"),
         ({"use_srun": "false"}, "signal"),
+        ({"nodes": 2}, "a job runs on one node"),
+        ({"stages.ts-dfm.tim": "3"}, "'stages.ts-dfm: tim'; did you mean 'time'"),
+        ({"stages.ts-dfm": "3"}, "unknown key 'stages.ts_dfm'"),
         ({"gpus_per_node": "many"}, "not a whole number"),
         ({"cpus_per_task": 0}, "at least 1"),
         ({"poll": "0"}, "at least 0.1"),
@@ -97,3 +107,20 @@ def test_without_an_equals_sign() -> None:
     """The message shows how it is written."""
     with pytest.raises(UsageError, match=r"partition=main,time=30; 'main' is none"):
         parse_option("main")
+
+
+def test_options_that_nobody_would_heed() -> None:
+    """Jobs' parameters without jobs are a mistake, not a wish."""
+    check_launcher("slurm")
+    for name in (None, "local"):
+        with pytest.raises(UsageError, match="belong to --launcher slurm"):
+            check_launcher(name)
+
+
+def test_one_method_from_the_command_line() -> None:
+    """What is typed changes what the table says, for one method, scorer or stage alone."""
+    table = {"time": 30, "methods": {"ar": {"time": 60, "constraint": "a100"}}}
+    settings = slurm_settings({**table, **parse_option("methods.ar.time=2:00:00,scorers.hf:a/b-1.5.mem=40G")})
+    assert settings.of("methods", "ar") == {"time": 120, "constraint": "a100"}
+    assert settings.of("scorers", "hf:a/b-1.5") == {"time": 30, "mem": "40G"}
+    assert settings.of("methods", "mdlm") == {"time": 30}
