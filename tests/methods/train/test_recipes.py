@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,6 +19,7 @@ from tsdfm_bench.methods.nets.causal import CausalConfig, CausalTransformer
 from tsdfm_bench.methods.nets.compass import Compass, CompassConfig
 from tsdfm_bench.methods.nets.dit import DiT, DiTConfig
 from tsdfm_bench.methods.train import data as data_module
+from tsdfm_bench.methods.train import trainer as trainer_module
 from tsdfm_bench.methods.train.build import build_network
 from tsdfm_bench.methods.train.data import Draws, TrainingText
 from tsdfm_bench.methods.train.dryrun import full_network, parameter_count, rehearse
@@ -24,7 +28,7 @@ from tsdfm_bench.methods.train.objectives import ARObjective, MDLMObjective
 from tsdfm_bench.methods.train.recipe import Recipe, load_recipe
 from tsdfm_bench.methods.train.shaping import ShapingChooser, ShapingConfig
 from tsdfm_bench.methods.train.shortcut import ShortcutObjective
-from tsdfm_bench.methods.train.trainer import Trainer, TrainingConfig
+from tsdfm_bench.methods.train.trainer import Trainer, TrainingConfig, check_hardware
 
 V, LENGTH = 23, 8
 
@@ -187,8 +191,18 @@ def test_rows_draw_the_same_however_a_step_is_split():
     assert torch.equal(TEXT.windows("train", whole), torch.cat([TEXT.windows("train", part) for part in parts]))
 
 
+@pytest.fixture
+def in_fp32(monkeypatch):
+    """Training without bf16, whose rounding would hide a wrong weight; accelerate decides once per process."""
+    monkeypatch.setattr(trainer_module, "mixed_precision", lambda device: "no")
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.usefixtures("in_fp32")
 @pytest.mark.parametrize("objective", [ARObjective(V), MDLMObjective(V)], ids=["ar", "mdlm"])
-def test_accumulated_gradients_are_those_of_the_whole_batch(objective, monkeypatch):
+def test_accumulated_gradients_are_those_of_the_whole_batch(objective):
     """A batch of 7 in passes of 3, 3 and 1: the same weights after some steps, up to rounding."""
 
     def weights(micro_batch: int) -> dict[str, torch.Tensor]:
@@ -202,7 +216,6 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(objective, monkeypat
             steps=4, batch=7, lr=1e-3, warmup=1, micro_batch=micro_batch, validate_every=99, save_every_s=1e9
         )
         trainer = Trainer("toy", network, lambda ema: objective, TEXT, config)
-        monkeypatch.setattr(trainer.accelerator, "autocast", nullcontext)  # rounding would hide a wrong weight
         trainer.train(until=3)
         return trainer.plain.state_dict()
 
@@ -257,3 +270,61 @@ def test_dry_run_prints_every_network(monkeypatch, capsys):
     assert "Rehearsing" in shown.err
     with pytest.raises(UsageError, match="--json belongs to --dry-run"):
         train_command("base", None, None, None, 1, as_json=True)
+
+
+TOY = """
+scale = "toy"
+task = "markov"
+[network]
+width = 16
+blocks = 1
+heads = 2
+condition = 8
+[training]
+batch = 8
+micro_batch = 3
+steps = 6
+lr = 1e-2
+warmup = 1
+validate_every = 100
+[[stage]]
+name = "mdlm"
+kind = "mdlm"
+source = "mask"
+"""
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """Rows are numbered over all processes: one process and two draw the same and reach the same network."""
+    recipe = tmp_path / "toy.toml"
+    recipe.write_text(TOY)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    several = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    for name, start in (("one", [sys.executable, "-m"]), ("two", several)):
+        command = [*start, "tsdfm_bench", "train", str(recipe), "--out", str(tmp_path / name), "--threads", "1"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("Trained networks") == 1  # the first process speaks for all
+    bounds = [
+        json.loads((tmp_path / name / "mdlm" / "history.json").read_text())[-1]["bound"] for name in ("one", "two")
+    ]
+    assert bounds[0] == pytest.approx(bounds[1], rel=1e-4)
+
+
+def test_a_batch_that_does_not_divide_over_the_processes_is_refused(monkeypatch):
+    monkeypatch.setattr("accelerate.Accelerator.num_processes", property(lambda _: 3))
+    config = TrainingConfig(steps=1, batch=4, lr=1e-3, warmup=1)
+    network = CausalTransformer(CausalConfig(V, LENGTH, width=16, blocks=1, heads=2))
+    with pytest.raises(UsageError, match="a batch of 4 windows does not divide over 3 processes"):
+        Trainer("toy", network, lambda ema: ARObjective(V), TEXT, config)
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_gpus_of_several_kinds_and_without_bf16_are_said(monkeypatch, bf16):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: ["Tesla V100", "A100"][index])
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+    with pytest.warns(UserWarning, match=r"several kinds \(A100, Tesla V100\).*CUDA_VISIBLE_DEVICES") as caught:
+        check_hardware()
+    assert any("does not compute in bf16" in str(warning.message) for warning in caught) == (not bf16)
