@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -52,8 +53,8 @@ class RerankedKernel(CumulativeKernel):
         """Every step: an energy belongs to a whole state."""
         for visit in every_step(state, grid):
             if self.once or (visit.any_last and self.close_masked_only):
-                masked = state.tokens[visit.state_rows, visit.at_positions] == self.posterior.mask_id
-                visit = visit.keep(masked)
+                mask = cast(int, self.posterior.mask_id)  # both flags are set only with a mask
+                visit = visit.keep(state.tokens[visit.state_rows, visit.at_positions] == mask)
             if visit.at_rows.numel():
                 yield visit
 
