@@ -1,6 +1,8 @@
 """A sweep on a real cluster: whatever becomes of its jobs, it ends complete and equal to one that ran in one process.
 
 The methods and scorers are those of tests/bench/fakes.py; in the jobs each batch takes as long as FAKES_SLOW_S says.
+What takes time is starting processes, so there are few jobs, and the sweep that meets its time limit runs beside the
+other tests.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slurm
 FAKES = Path(__file__).parent.parent / "bench" / "fakes.py"
-PATIENCE_S = 180.0
+PATIENCE_S = 600.0  # only a hang takes that long
 
 
 class Site:
@@ -61,6 +64,10 @@ class Site:
         """A launcher that waits for its jobs."""
         keys = f"poll=1,cpus_per_task=1,{slurm}"
         command = self.command("out", methods, samples, "--launcher", "slurm", "--slurm", keys, "--lease", "3")
+        return self.spawn(command, slow_s)
+
+    def spawn(self, command: list[str], slow_s: float = 0.0) -> subprocess.Popen[str]:
+        """`tsdfm-bench` in a process of its own."""
         return subprocess.Popen(
             [sys.executable, "-m", "tsdfm_bench", *command],
             cwd=self.folder,
@@ -122,12 +129,12 @@ class Site:
         """How often jobs were submitted."""
         return sum(len(records(launch)) for launch in launches(self.out))
 
-    def check(self, samples: int = 24, methods: str = "counter") -> None:
+    def check(self, samples: int = 24, methods: str = "counter", code: int = 0) -> None:
         """The run folder holds what a run in one process gives, and nothing but that."""
         inline = RunFolder(self.inline / re.sub(r"\W", "-", f"{methods}-{samples}"))
         if not inline.plan_path.exists():
             done = CliRunner().invoke(app, self.command(str(inline.root), methods, samples, "--launcher", "inline"))
-            assert done.exit_code == 0, done.stderr
+            assert done.exit_code == code, done.stderr
         assert self.out.cells() == inline.cells()
         for cell in inline.cells():
             batches = inline.completed_batches(cell)
@@ -175,62 +182,87 @@ def restarts(site: Site, job: str) -> int:
     return int(re.findall(r"Restarts=(\d+)", site.cluster.slurm("scontrol", "show", "job", job))[0])
 
 
+class Limited:
+    """A sweep whose sampling job has worked already when its time limit is lowered to the next full minute.
+
+    Args:
+        site: where it runs.
+    """
+
+    samples = 64
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.launcher = site.start("partition=main,time=9", self.samples, slow_s=3.0)
+        self.job = site.some_more(self.launcher)
+        minutes, seconds = site.cluster.slurm("squeue", "--noheader", f"--jobs={self.job}", "--format=%M").split(":")
+        self.limit(int(minutes) + 1 + (int(seconds) > 55))
+        self.thread = Thread(target=self._back)
+        self.thread.start()
+
+    def limit(self, minutes: int) -> None:
+        """Set the time limit of the job."""
+        self.site.cluster.slurm("scontrol", "update", f"jobid={self.job}", f"timelimit={minutes}")
+
+    def _back(self) -> None:
+        """When the job is back in the queue, give it time again."""
+        end = time.monotonic() + PATIENCE_S
+        while time.monotonic() < end and self.launcher.poll() is None:
+            if restarts(self.site, self.job):
+                self.limit(30)
+                return
+            time.sleep(0.5)
+
+
 @pytest.fixture(scope="module", autouse=True)
-def limited(
-    tmp_path_factory: pytest.TempPathFactory, inline: Path, cluster: Cluster
-) -> Iterator[tuple[Site, subprocess.Popen[str]]]:
-    """A sweep that takes longer than the limit of its jobs; it runs beside the first tests."""
-    site = Site(tmp_path_factory.mktemp("limited"), inline, cluster)
-    launcher = site.start("partition=main,time=1", 64, slow_s=3.0)
-    yield site, launcher
-    if launcher.poll() is None:
-        launcher.kill()
-        launcher.communicate()
+def limited(tmp_path_factory: pytest.TempPathFactory, inline: Path, cluster: Cluster) -> Iterator[Limited]:
+    """A sweep whose first job meets its time limit; it runs beside the first tests."""
+    found = Limited(Site(tmp_path_factory.mktemp("limited"), inline, cluster))
+    yield found
+    if found.launcher.poll() is None:
+        found.launcher.kill()
+        found.launcher.communicate()
 
 
 def test_arrays_bring_back_what_one_process_gives(site: Site) -> None:
-    """Five cells and their scores, a job each, in arrays no larger than the cluster allows."""
-    methods = "counter,counter[flavour=loud]"
-    site.end(site.start("partition=main,pack=0", 8, methods=methods))
-    site.check(8, methods)
-    arrays = [len(record.files) for launch in launches(site.out) for record in records(launch)]
-    assert sum(arrays) == 10
-    assert max(arrays) == 4  # MaxArraySize of this cluster
-    assert set(site.states().values()) == {"COMPLETED"}
-
-
-def test_a_failing_cell_fails_once_and_alone(site: Site) -> None:
-    """A method that raises is a row with its reason; its job is not tried again, the other cells are complete."""
-    said = site.end(site.start("partition=main,time=30", 8, methods="counter[spoil=raise],counter"), code=1)
+    """Several cells in a job, where a method fails once and alone; scores in arrays no larger than allowed."""
+    methods = "counter[spoil=raise],counter"
+    said = site.end(site.start("partition=main,pack=0.0125", 8, methods=methods), code=1)
     assert "boom in sample" in said
-    assert site.submissions() == 2
+    site.check(8, methods, code=1)
+    found = [record for launch in launches(site.out) for record in records(launch)]
+    assert [len(keys) for record in found if record.stage == "sample" for keys in record.units] == [3, 2]
+    assert sorted(len(record.files) for record in found if record.stage == "score") == [1, 2, 2]  # MaxArraySize is 2
+    assert set(site.states().values()) == {"COMPLETED"}
     summary = read_summary(site.out.root)
     assert set(summary[summary["kind"] == "method"]["state"]) == {"done", "failed"}
 
 
 def test_cancel_and_resume(site: Site) -> None:
     """`tsdfm-bench cancel` ends the jobs and the launcher; the same command afterwards finishes the sweep."""
-    launcher = site.start("partition=main,time=30", slow_s=1.0)
+    samples = 96
+    launcher = site.start("partition=main,time=30", samples, slow_s=1.0)
     site.some_more(launcher)
     done = CliRunner().invoke(app, ["cancel", str(site.out.root)])
     assert done.exit_code == 0, done.stderr
     assert "Cancelled: " in done.stderr
     assert "was cancelled" in site.end(launcher, code=130)
     site.until(lambda: not {"RUNNING", "PENDING", "COMPLETING"} & set(site.states().values()))
-    assert 2 <= site.batches() < 6
-    site.end(site.start("partition=main,time=30"))
-    site.check()
+    assert 2 <= site.batches() < samples / 4
+    site.end(site.start("partition=main,time=30", samples))
+    site.check(samples)
 
 
-def test_the_time_limit(limited: tuple[Site, subprocess.Popen[str]]) -> None:
+def test_the_time_limit(limited: Limited) -> None:
     """A warning comes before the limit: the job keeps its batches, goes back into the queue by itself, and goes on."""
-    site, launcher = limited
-    site.until(lambda: site.submissions() > 0)
-    job = next(r.job for launch in launches(site.out) for r in records(launch) if r.stage == "sample")
-    site.end(launcher)
-    assert restarts(site, job) >= 1
+    site = limited.site
+    site.end(limited.launcher)
+    limited.thread.join()
+    assert restarts(site, limited.job) >= 1
+    logs = "".join(path.read_text() for path in site.out.jobs_folder.glob("*/slurm/*/*.out"))
+    assert "this job is timed-out" in logs
     assert site.submissions() == 2  # samples and scores, once each
-    site.check(64)
+    site.check(limited.samples)
 
 
 def test_preempted_killed_cancelled_and_left_alone(site: Site, high: Callable[[], str]) -> None:
@@ -272,10 +304,52 @@ def test_preempted_without_warning_and_the_node_fails(site: Site, high: Callable
     high()
     site.until(lambda: restarts(site, job) == 1, launcher)
     site.some_more(launcher)
-    site.cluster.slurm("scontrol", "update", "nodename=node0", "state=down", "reason=test")
+    site.cluster.crash()
     try:
         site.until(lambda: "RUNNING" not in site.states().values(), launcher)
     finally:
         site.cluster.revive()
     site.end(launcher)
     site.check(samples)
+
+
+RECIPE = """
+scale = "toy"
+task = "markov[vocab=4;length=8]"
+network = {width = 16, blocks = 1, heads = 1, condition = 8}
+training = {steps = 1500, batch = 2, lr = 1e-3, warmup = 2, validate_every = 100000, save_every_s = 0.1}
+[[stage]]
+name = "teacher"
+kind = "mdlm"
+source = "mask"
+[[stage]]
+name = "student"
+kind = "mdlm"
+source = "mask"
+start_from = "teacher"
+training = {steps = 3}
+"""
+
+
+def test_a_training_is_killed_and_goes_on(site: Site) -> None:
+    """A stage whose job is killed goes on from its saved state; the job that waited for its success is replaced."""
+    recipe = site.folder / "toy.toml"
+    recipe.write_text(RECIPE)
+    train = ["train", str(recipe), "--threads", "1", "--out"]
+    keys = "partition=main,time=30,poll=1,cpus_per_task=1"
+    more = ["--launcher", "slurm", "--slurm", keys, "--lease", "3"]
+    trained = site.folder / "trained"
+    launcher = site.spawn([*train, str(trained), *more])
+    site.until((trained / ".state" / "teacher" / "state.safetensors").exists, launcher)
+    (path,) = (trained / ".leases").glob("train-teacher.*.json")
+    os.kill(json.loads(path.read_text())["pid"], signal.SIGKILL)
+    said = site.end(launcher)
+    assert "Jobs ended early (failed)" in said
+    states = site.cluster.states(job_name(trained))
+    assert sorted(states.values()) == ["CANCELLED", "COMPLETED", "COMPLETED", "FAILED"]
+    shown = CliRunner().invoke(app, ["status", str(trained)])
+    assert "2 done" in shown.stdout
+    assert CliRunner().invoke(app, [*train, str(site.folder / "inline")]).exit_code == 0
+    for stage in ("teacher", "student"):
+        ours, theirs = (site.folder / where / stage / "model.safetensors" for where in ("trained", "inline"))
+        assert ours.read_bytes() == theirs.read_bytes()
