@@ -38,7 +38,10 @@ class TrainParts(Parts):
         self.reasons: dict[str, str] = {}
 
     def left(self) -> list[Part]:
-        """Stages without a checkpoint that have not failed; their key is the name of their lease."""
+        """Stages that have not failed, without a checkpoint or with a worker that still examines it.
+
+        Their key is the name of their lease.
+        """
         trained = steps_trained(self.folder)
         return [
             Part(
@@ -51,7 +54,7 @@ class TrainParts(Parts):
                 tuple(work.needs),
             )
             for name, work in self.all.items()
-            if name not in self.reasons and not self._trained(work)
+            if name not in self.reasons and (name in trained or not self._trained(work))
         ]
 
     def _trained(self, work: Work) -> bool:

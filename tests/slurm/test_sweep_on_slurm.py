@@ -348,8 +348,8 @@ def test_a_training_is_killed_and_goes_on(site: Site) -> None:
     os.kill(json.loads(path.read_text())["pid"], signal.SIGKILL)
     said = site.end(launcher)
     assert "Jobs ended early (failed)" in said
-    states = site.cluster.states(job_name(trained))
-    assert sorted(states.values()) == ["CANCELLED", "COMPLETED", "COMPLETED", "FAILED"]
+    ended = ["CANCELLED", "COMPLETED", "COMPLETED", "FAILED"]
+    site.until(lambda: sorted(site.cluster.states(job_name(trained)).values()) == ended)
     shown = CliRunner().invoke(app, ["status", str(trained)])
     assert "2 done" in shown.stdout
     assert CliRunner().invoke(app, [*train, str(site.folder / "inline")]).exit_code == 0

@@ -178,3 +178,22 @@ def test_stages_with_parameters_of_their_own(training: Callable[..., Training]) 
     parameters, work = found["train-compass"]
     assert "gpus_per_node" not in parameters
     assert work.resources == {"gpus": 0, "cpus": 3}
+
+
+def test_a_checkpoint_that_is_still_examined_is_not_done(training: Callable[..., Training]) -> None:
+    """The launcher ends when the worker does, and submits nothing meanwhile."""
+    run = training()
+    run.trained([f"train-{stage}" for stage in NEEDS])
+    lease = Leases(TrainFolder(run.folder).leases_folder, 60.0).take("train-compass")
+    assert isinstance(lease, Lease)
+    rounds: list[float] = []
+
+    def later(seconds: float) -> None:
+        rounds.append(seconds)
+        if len(rounds) == 3:
+            lease.release()
+
+    run.cluster.step = later  # type: ignore[method-assign]
+    assert set(run.run().values()) == {""}
+    assert len(rounds) == 3
+    assert run.submitted() == []
