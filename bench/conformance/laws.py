@@ -84,6 +84,8 @@ class Enumerated:
     vocab_size = SYMBOLS
 
     def __init__(self, form: OracleForm, source: str | None) -> None:
+        if form == "energy":
+            raise UsageError("choosing by an energy changes the law on purpose: there is no exact law to compare with")
         self.masked = source == "mask"
         self.outputs = SYMBOLS + self.masked
         self.kind = "log_score" if form == "score" else "x0_logits"
