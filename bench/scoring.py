@@ -291,16 +291,21 @@ def _remembers(job: Job, judge: Judge, cell: Cell) -> bool:
 
 def _scored(job: Job, judge: Judge, cell: Cell) -> int:
     """How many texts of a cell have scores of this scorer; damaged scores go to quarantine/ and count as none."""
-    path = job.folder.scores_path(judge.name, cell.id)
     try:
-        stat = path.stat()
-        rows, meta = _head_of(str(path), stat.st_mtime_ns, stat.st_ino, stat.st_size)
+        rows, meta = _head(job, judge, cell)
     except FileNotFoundError:
         return 0
     except CorruptFile as error:
         job.damaged(error)
         return 0
     return rows if _made_by(judge, meta) else 0
+
+
+def _head(job: Job, judge: Judge, cell: Cell) -> tuple[int, Mapping[str, Any]]:
+    """Rows and meta of a cell's score file; raises if there is none or it is damaged."""
+    path = job.folder.scores_path(judge.name, cell.id)
+    stat = path.stat()
+    return _head_of(str(path), stat.st_mtime_ns, stat.st_ino, stat.st_size)
 
 
 @lru_cache(maxsize=1 << 15)
@@ -452,10 +457,8 @@ def taken_over(cells: Sequence[Cell], judges: Sequence[Judge], job: Job) -> list
 
 
 def _is_taken_over(cell: Cell, judge: Judge, job: Job) -> bool:
-    path = job.folder.scores_path(judge.name, cell.id)
     try:
-        stat = path.stat()
-        return bool(_head_of(str(path), stat.st_mtime_ns, stat.st_ino, stat.st_size)[1].get("taken_over"))
+        return bool(_head(job, judge, cell)[1].get("taken_over"))
     except (FileNotFoundError, CorruptFile):
         return False
 
