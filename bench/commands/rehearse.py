@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from tsdfm_bench.methods.train.dryrun import Rehearsal
     from tsdfm_bench.methods.train.recipe import Recipe
 
-PEAK, SHARE = 989e12, 0.4  # bf16 operations per second of an H100 by its data sheet, and the share that is assumed
+PEAK, SHARE = 989e12, 0.14  # bf16 operations per second of an H100 by its data sheet, and the share that was measured
 NOTE = (
     "loss: of one step at full width, two blocks and random tokens. operations: of the whole training, by formula from "
     "the calls that the step made. memory: of one process with `pass` windows, by formula. H100 hours: operations at "
-    f"{100 * SHARE:.0f} % of the data sheet's bf16 peak. These are estimates; nothing was measured on a GPU."
+    f"{100 * SHARE:.0f} % of the data sheet's bf16 peak, measured with dfm-uniform of `base` (methods/train/LOG.md)."
 )
 
 

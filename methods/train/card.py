@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 from tsdfm_bench.methods.nets.pretrained import WEIGHTS_FILE, read_config, replace_file
 from tsdfm_bench.methods.train.data import TrainingText
 from tsdfm_bench.methods.train.recipe import Recipe, Stage
-from tsdfm_bench.methods.train.trainer import TrainingResult
+from tsdfm_bench.methods.train.trainer import NO_INFLUENCE, TrainingResult
 
 _BOUND = {
     "ar": "exact NLL",
@@ -36,11 +38,7 @@ def about_weights(
         "tokenizer": text.tokenizer,
         "data_hash": text.data_hash,
         "weights": "ema",
-        "recipe": {
-            "stage": stage.model_dump(exclude_defaults=True),
-            "training": asdict(recipe.training_of(stage)),
-            "start": recipe.start.model_dump(),
-        },
+        "recipe": recipe_facts(stage, recipe),
         "steps": result.steps,
         "tokens_seen": result.tokens_seen,
         "training_seconds": round(result.seconds, 1),
@@ -61,6 +59,36 @@ def about_weights(
     if start:
         about["tokens_seen_before"] = total_tokens(folder / start)
     return about
+
+
+def recipe_facts(stage: Stage, recipe: Recipe) -> dict[str, Any]:
+    """The settings a network is trained with."""
+    return {
+        "stage": stage.model_dump(exclude_defaults=True),
+        "training": asdict(recipe.training_of(stage)),
+        "start": recipe.start.model_dump(),
+    }
+
+
+def changed_settings(config: Mapping[str, Any], stage: Stage, recipe: Recipe) -> list[str]:
+    """Settings of a stage that are not those its checkpoint was trained with, "training.steps 100, now 200".
+
+    Args:
+        config: of the checkpoint; without a record of its settings nothing is known to differ.
+        stage, recipe: what would be trained now.
+    """
+    if stage.match or "recipe" not in config:
+        return []
+    used, now = _flat(config["recipe"]), _flat(json.loads(json.dumps(recipe_facts(stage, recipe))))
+    ignored = {f"training.{key}" for key in NO_INFLUENCE} | {"stage.training", "stage.despite_checks", "stage.variant"}
+    if stage.cost_of:
+        ignored.add("training.steps")
+    keys = sorted(key for key in {*used, *now} - ignored if used.get(key) != now.get(key))
+    return [f"{key} {used.get(key)}, now {now.get(key)}" for key in keys]
+
+
+def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{table}.{key}": value for table, entries in facts.items() for key, value in entries.items()}
 
 
 def weights_hash(folder: Path) -> str:

@@ -22,7 +22,7 @@ from tsdfm_bench.methods.nets.causal import CausalTransformer
 from tsdfm_bench.methods.nets.compass import Compass
 from tsdfm_bench.methods.nets.pretrained import CONFIG_FILE, PretrainedNetwork, read_config, replace_file
 from tsdfm_bench.methods.train.build import build_network, build_objective
-from tsdfm_bench.methods.train.card import about_weights, write_card
+from tsdfm_bench.methods.train.card import about_weights, changed_settings, write_card
 from tsdfm_bench.methods.train.compass import CompassObjective
 from tsdfm_bench.methods.train.compass_report import CompassReport, Judge, examine
 from tsdfm_bench.methods.train.data import Draws, TrainingText
@@ -64,13 +64,21 @@ def training_text(task: Task) -> TrainingText:
 
 
 def is_trained(stage: Stage, recipe: Recipe, text: TrainingText, folder: Path) -> bool:
-    """True if the stage's checkpoint exists and was made by this recipe from this text."""
-    if not (folder / stage.name / CONFIG_FILE).is_file():
+    """True if the stage's checkpoint exists.
+
+    Raises:
+        CheckpointError: it was made from another text, or by other settings than the recipe now has.
+    """
+    path = folder / stage.name
+    if not (path / CONFIG_FILE).is_file():
         return False
-    config = read_config(folder / stage.name)
+    config = read_config(path)
     if config.get("data_hash") != text.data_hash or config.get("tokenizer") != text.tokenizer:
+        raise CheckpointError(f"{path} was trained on another text or tokenizer; choose another output folder")
+    if changed := changed_settings(config, stage, recipe):
         raise CheckpointError(
-            f"{folder / stage.name} was trained on another text or tokenizer; choose another output folder"
+            f"{path} was trained with other settings than recipe '{recipe.scale}' now has ({'; '.join(changed)}); "
+            "choose another output folder, or delete it to train it again"
         )
     return True
 
@@ -122,7 +130,7 @@ def examine_compass(
     compass = Compass.from_pretrained(folder / stage.name, device).requires_grad_(False)
     objective = build_objective(stage, recipe, text, folder, device)(compass)
     assert isinstance(objective, CompassObjective)
-    tau = min([ShapingConfig(**s.shaping).tau for s in recipe.stage if s.compass == stage.name], default=0.5)
+    tau = shaping_under(stage, recipe).tau
     judged, name = (judge.judge, judge.name) if judge is not None else (None, "")
     found = examine(compass, objective, text, tau, judged, name)
     path = folder / stage.name / REPORT_FILE
@@ -130,6 +138,12 @@ def examine_compass(
         path, lambda partial: partial.write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
     )
     return found
+
+
+def shaping_under(compass: Stage, recipe: Recipe) -> ShapingConfig:
+    """How the first student that a compass teaches is shaped: its variants try what the compass was not meant for."""
+    student = next((stage for stage in recipe.stage if stage.compass == compass.name), None)
+    return ShapingConfig(**(student.shaping if student is not None else {}))
 
 
 def record_trajectories(
@@ -140,9 +154,7 @@ def record_trajectories(
     energy = Compass.from_pretrained(folder / compass.name, device).requires_grad_(False)
     builder = build_objective(compass, recipe, text, folder, device)(energy)
     assert isinstance(builder, CompassObjective)
-    student = next((stage for stage in recipe.stage if stage.compass == compass.name), None)
-    shaping = ShapingConfig(**(student.shaping if student is not None else {}))
-    return record(builder, energy, shaping, judge.judge, text.length, compass.source)
+    return record(builder, energy, shaping_under(compass, recipe), judge.judge, text.length, compass.source)
 
 
 def require_trust(stage: Stage, recipe: Recipe, text: TrainingText, folder: Path, judge: NamedJudge | None) -> None:

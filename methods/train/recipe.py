@@ -6,6 +6,7 @@ stage that is not given is taken from the recipe's `[training]` and `[network]` 
 An ablation is written as variants: a stage `like` an earlier one has its settings but those it gives itself (the tables
 `options`, `shaping` and `training` are merged key by key), and `seeds = [0, 1, 2]` makes a stage of each seed.
 Such stages share all random numbers with the stage they are like, so that a difference is the setting's.
+A recipe that `extends` another by name has its tables and, before its own, its stages.
 """
 
 from __future__ import annotations
@@ -249,14 +250,28 @@ def spell_out(stages: list[Any]) -> list[Any]:
 
 def load_recipe(name: str) -> Recipe:
     """A recipe by scale name, or from a TOML file; raises UsageError naming the offending key."""
+    path, tables = _tables(name)
+    try:
+        return Recipe(**tables)
+    except (ValidationError, TypeError) as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def _tables(name: str, extended: tuple[Path, ...] = ()) -> tuple[Path, dict[str, Any]]:
+    """A recipe file and its tables; the stages of the recipe that it `extends` stand before its own."""
     path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
     if not path.is_file():
         raise unknown_name(
             "scale", name, [p.stem for p in RECIPES.glob("*.toml")], "Or give a recipe file: my_recipe.toml."
         )
     try:
-        return Recipe(**tomllib.loads(path.read_text(encoding="utf-8")))
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
-    except (ValidationError, TypeError) as error:
-        raise UsageError(f"{path}: {error}") from error
+    base = tables.pop("extends", None)
+    if base is None:
+        return path, tables
+    if not isinstance(base, str) or path in extended:
+        raise UsageError(f"{path}: `extends` is the name of another recipe, not {base!r}")
+    above = _tables(base, (*extended, path))[1]
+    return path, {**above, **tables, "stage": [*above.get("stage", []), *tables.get("stage", [])]}

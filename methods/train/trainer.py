@@ -32,7 +32,7 @@ from tsdfm_bench.methods.train.optim import learning_rate, make_optimizers
 
 STATE_FILE = "state.safetensors"
 TIMED_STEPS, WARM_UP_STEPS = 200, 3
-_NO_INFLUENCE = ("validate_every", "save_every_s", "micro_batch", "compile")
+NO_INFLUENCE = ("validate_every", "save_every_s", "micro_batch", "compile")
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ class Trainer:
         replace_file(self.folder / STATE_FILE, lambda path: save_file(ready, str(path), metadata))
 
     def _recipe(self) -> str:
-        relevant = {k: v for k, v in vars(self.config).items() if k not in _NO_INFLUENCE}
+        relevant = {k: v for k, v in vars(self.config).items() if k not in NO_INFLUENCE}
         about = {"config": relevant, "data": self.text.data_hash, "length": self.text.length}
         if self.draws != self.name:
             about["draws"] = self.draws

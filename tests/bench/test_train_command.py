@@ -43,6 +43,20 @@ def test_a_small_recipe_is_trained_once(here: Here) -> None:
     assert "mdlm: trained already" in here.cli(*GIVEN).stderr
 
 
+def test_what_was_trained_by_other_settings_is_not_taken_for_the_recipes(here: Here) -> None:
+    recipe = here.folder / "toy.toml"
+    recipe.write_text(RECIPE.format(steps=6))
+    assert here.cli(*GIVEN).exit_code == 0
+    recipe.write_text(RECIPE.format(steps=6).replace("validate_every = 100000", "validate_every = 3"))
+    assert "mdlm: trained already" in here.cli(*GIVEN).stderr  # it has no influence on the weights
+    recipe.write_text(RECIPE.format(steps=7))
+    refused = here.cli(*GIVEN)
+    assert refused.exit_code == 1
+    said = " ".join(refused.stderr.split())
+    assert "was trained with other settings than recipe 'toy' now has (training.steps 6, now 7)" in said
+    assert "delete it to train it again" in said
+
+
 def test_training_stops_when_the_time_is_over_and_goes_on(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     (here.folder / "toy.toml").write_text(RECIPE.format(steps=10_000))
     monkeypatch.setattr("tsdfm_bench.methods.train.trainer.time", FastClock())

@@ -53,6 +53,32 @@ def test_base_has_the_published_parameter_counts(stage, parameters):
     assert parameter_count(chosen, recipe, recipe.vocab_size, recipe.length) == parameters
 
 
+def test_a_recipe_that_extends_another_has_its_tables_and_its_stages_first():
+    base, extended = load_recipe("sotu"), load_recipe("sotu-ablation")
+    assert extended.stage[: len(base.stage)] == base.stage
+    assert (extended.network, extended.training) == (base.network, base.training)
+    assert next(s for s in extended.stage if s.name == "k8").draws == "student-uniform"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [('extends = "loop.toml"', "`extends`"), ("extends = 3", "`extends`"), ('extends = "sott"', "sotu")],
+)
+def test_a_recipe_that_extends_itself_or_nothing_is_refused(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop.toml").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        load_recipe("loop.toml")
+
+
+def test_the_students_of_sotu_differ_by_shaping_alone():
+    stages = {stage.name: stage for stage in load_recipe("sotu").stage}
+    for source in ("uniform", "mask"):
+        shaped, blind = stages[f"tsdfm-{source}"], stages[f"fsdfm-{source}"]
+        only = {"name": "", "kind": "fsdfm", "compass": "", "despite_checks": False}
+        assert shaped.model_copy(update=only) == blind.model_copy(update=only)
+
+
 def test_small_is_between_25_and_40_million():
     recipe = load_recipe("small")
     for stage in recipe.stage:
