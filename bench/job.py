@@ -10,18 +10,19 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tsdfm_bench import __version__
 from tsdfm_bench.launch.leases import Leases
 from tsdfm_bench.launch.settings import DEFAULT_LEASE_S
 from tsdfm_bench.launch.work import SHARD_BATCHES
+from tsdfm_bench.plan import ORACLE
 from tsdfm_bench.results.files import json_hash
 from tsdfm_bench.results.store import CorruptFile, RunFolder, batches_in, read_arrow, read_json, read_samples, remove
 
 if TYPE_CHECKING:
-    from tsdfm_bench.api import Task
-    from tsdfm_bench.plan import Cell
+    from tsdfm_bench.api import ExactHook, Method, Task
+    from tsdfm_bench.plan import Cell, PlannedCell
     from tsdfm_bench.registry import Entry, Registry
 
 
@@ -74,6 +75,16 @@ class Job:
     def leases(self) -> Leases:
         """The leases of the run folder."""
         return Leases(self.folder.leases_folder, self.lease_s)
+
+    def load(self, planned: PlannedCell) -> Method:
+        """The method of a cell, around its weights or around the task's exact predictions."""
+        cls = self.registry.load("methods", planned.cell.method)
+        params = dict(planned.params)
+        if params.get("checkpoint") == ORACLE:
+            made: Method = cls.from_oracle(cast("ExactHook", self.task).oracle, params, self.device)
+            return made
+        loaded: Method = cls.load(params, self.device)
+        return loaded
 
     # -------------------------------------------------------------------------------------------- what is left
 

@@ -10,21 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tsdfm_bench.errors import BenchError, PluginError
-from tsdfm_bench.plan import ORACLE
 from tsdfm_bench.registry import one_line
 from tsdfm_bench.results.store import CorruptFile, RunFolder, read_arrays, read_samples, write_arrays
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tsdfm_bench.api import ExactHook, Method
+    from tsdfm_bench.api import Method
     from tsdfm_bench.job import Job
-    from tsdfm_bench.plan import Cell, PlannedCell
+    from tsdfm_bench.plan import Cell
 
 
 @dataclass(frozen=True)
@@ -76,24 +75,13 @@ def record_traces(folder: RunFolder, count: int, plugins: list[Path], device: st
             continue
         try:
             if loaded is None or loaded[0] != planned.group:
-                loaded = (planned.group, _load(planned, job))
+                loaded = (planned.group, job.load(planned))
             _record(loaded[1], cell, job, min(count, job.batch_size))
         except BenchError as error:
             notes.setdefault(str(error), []).append(cell.describe())
         except (Exception, SystemExit) as error:
             notes.setdefault(one_line(error), []).append(cell.describe())
     return [f"No trace of {', '.join(names)}: {reason}." for reason, names in notes.items()]
-
-
-def _load(planned: PlannedCell, job: Job) -> Method:
-    cls = job.registry.load("methods", planned.cell.method)
-    params = dict(planned.params)
-    made: Any = (
-        cls.from_oracle(cast("ExactHook", job.task).oracle, params, job.device)
-        if params.get("checkpoint") == ORACLE
-        else cls.load(params, job.device)
-    )
-    return cast("Method", made)
 
 
 def _record(method: Method, cell: Cell, job: Job, count: int) -> None:

@@ -106,9 +106,8 @@ class AR(Weighted):
         uniforms = streams.uniform("token", 0, request.length)  # one per token, all drawn at once
         memory = self.denoiser.begin(request.batch, request.length)
         logits = self.denoiser.next_logits(memory, tokens[:, :begin])
-        scratch = torch.empty(logits.shape, dtype=torch.float64, device=logits.device)
         for place in range(begin, request.length):
-            token = policy.categorical(sharpen.weights(logits, out=scratch), uniforms[:, place])
+            token = policy.from_logits(logits, sharpen, uniforms[:, place])
             tokens[:, place] = token if kept is None else torch.where(kept[:, place], tokens[:, place], token)
             if place + 1 < request.length:
                 logits = self.denoiser.next_logits(memory, tokens[:, place : place + 1])

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from tsdfm_bench.guard import guarded
 from tsdfm_bench.job import Job
@@ -30,11 +30,9 @@ from tsdfm_bench.launch.failures import record_failure
 from tsdfm_bench.launch.leases import Holder, Lease, LeaseLost
 from tsdfm_bench.launch.work import shard_batches, unit_name
 from tsdfm_bench.meter import Meter
-from tsdfm_bench.plan import ORACLE
 from tsdfm_bench.results.store import CorruptFile, StoreError
 
 if TYPE_CHECKING:
-    from tsdfm_bench.api import ExactHook, Method
     from tsdfm_bench.console import Phase, Reporter
     from tsdfm_bench.launch.settings import LauncherSettings
     from tsdfm_bench.launch.work import Work
@@ -224,7 +222,7 @@ class _Loader:
         job, cell = self.job, planned.cell
         self.phase.doing(f"loading {cell.method}")
         with guarded(job.folder, cell.id, job.cell_timeout_s, counted=False, shard=shard):
-            method = _load(job, planned)
+            method = job.load(planned)
             meter = Meter(method.networks(), job.device)
         self.phase.doing(f"warming up {cell.method}")
         warm_up(method, job, cell, shard)
@@ -273,17 +271,6 @@ def _taken_over(lease: Lease, unit: Unit, missing: Sequence[int], job: Job) -> s
     return (
         f"Took over {unit.planned.cell.describe()} from {holder} ({why}); {of - len(missing)} of {of} batches are kept."
     )
-
-
-def _load(job: Job, planned: PlannedCell) -> Method:
-    """The method of a cell, around its weights or around the task's exact predictions."""
-    cls = job.registry.load("methods", planned.cell.method)
-    params = dict(planned.params)
-    if params.get("checkpoint") == ORACLE:
-        made: Method = cls.from_oracle(cast("ExactHook", job.task).oracle, params, job.device)
-        return made
-    loaded: Method = cls.load(params, job.device)
-    return loaded
 
 
 def _attempt(job: Job, unit: Unit, missing: list[int], phase: Phase, lease: Lease, loader: _Loader) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from tsdfm_bench.api import Draw
 from tsdfm_bench.errors import PluginError, unknown_name
+from tsdfm_bench.methods.core.sharpen import Sharpen
 
 DRAWS: tuple[Draw, ...] = ("fp64", "legacy-fp32")
 
@@ -140,6 +141,28 @@ class DrawPolicy:
         chosen, total = inverse_cdf(weights.double(), u)
         self.watch(total)
         return chosen
+
+    def from_logits(self, logits: Tensor, sharpen: Sharpen, u: Tensor) -> Tensor:
+        """One token per row from logits, for few rows at a time: as few operations as there can be.
+
+        Without a nucleus the probabilities are a softmax in the logits' own precision, and their sums fp64.
+
+        Args:
+            logits: (n, K) floating point; not changed.
+            sharpen: temperature and nucleus.
+            u: (n,) fp64 in (0, 1), one uniform per draw.
+
+        Returns:
+            (n,) int64 in [0, K).
+        """
+        if self.legacy or not sharpen.smooth:
+            return self.categorical(sharpen.weights(logits), u)
+        p = torch.softmax(logits if sharpen.temperature == 1 else logits / sharpen.temperature, dim=-1)
+        cdf = p.cumsum(dim=-1, dtype=torch.float64)
+        total = cdf[:, -1:]
+        self.watch(total)
+        level = torch.minimum(u[:, None] * total, torch.nextafter(total, total.new_zeros(())))
+        return torch.searchsorted(cdf, level, right=True).clamp_max_(logits.shape[1] - 1).squeeze(1)
 
     def watch(self, values: Tensor) -> None:
         """Remember whether all of these are finite; the answer stays on the device until `check`."""

@@ -42,19 +42,23 @@ class Sharpen:
         """True if the distribution is left as it is."""
         return self.temperature == 1.0 and (self.top_p is None or self.top_p >= 1.0)
 
-    def weights(self, logits: Tensor, out: Tensor | None = None) -> Tensor:
+    @property
+    def smooth(self) -> bool:
+        """True if every token keeps a positive probability: T > 0 and no nucleus."""
+        return self.temperature > 0 and (self.top_p is None or self.top_p >= 1.0)
+
+    def weights(self, logits: Tensor) -> Tensor:
         """Unnormalised probabilities, largest entry 1.
 
         Args:
             logits: (n, K) floating point, -inf allowed (not in all entries of a row); not changed.
-            out: (n, K) fp64 to write into, for callers that do this again and again; None = new memory.
 
         Returns:
             (n, K) fp64.
         """
         top = logits.amax(dim=-1, keepdim=True)
         # from here on in place: memory traffic is much of what a draw costs
-        w = logits.to(torch.float64, copy=True) if out is None else out.copy_(logits)
+        w = logits.to(torch.float64, copy=True)
         if self.temperature == 0:
             best = w.argmax(dim=-1, keepdim=True)
             return w.zero_().scatter_(-1, best, 1.0)
@@ -62,7 +66,7 @@ class Sharpen:
         if self.temperature != 1:
             w.div_(self.temperature)
         w.exp_()
-        if self.top_p is None or self.top_p >= 1:
+        if self.smooth:
             return w
         return w.mul_(self._kept(w))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tsdfm_bench.methods.nets.layers import LayerNorm, Rotary, dot_product_attention
+from tsdfm_bench.methods.nets.layers import LayerNorm, Rotary, dot_product_attention, merge_heads, split_heads
 from tsdfm_bench.methods.nets.pretrained import PretrainedNetwork
 
 
@@ -79,13 +79,9 @@ class CausalBlock(nn.Module):
 
     def forward(self, x: Tensor, rotary: Rotary, cache: KVCache | None, index: int) -> Tensor:
         """(batch, l, width) -> (batch, l, width), attending to the cache and to earlier tokens."""
-        batch, length, width = x.shape
+        length = x.shape[1]
         start = cache.length if cache is not None else 0
-        q, k, v = (
-            part.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
-            for part in self.qkv(self.norm1(x)).chunk(3, dim=-1)
-        )
-        q, k = rotary(q, start), rotary(k, start)
+        q, k, v = split_heads(self.qkv(self.norm1(x)), self.heads, rotary, start)
         if cache is None or start == 0:
             if cache is not None:
                 cache.append(index, k, v)
@@ -98,7 +94,7 @@ class CausalBlock(nn.Module):
                 else None
             )
             mixed = dot_product_attention(q, k, v, mask)
-        mixed = self.attn_out(mixed.transpose(1, 2).reshape(batch, length, width))
+        mixed = self.attn_out(merge_heads(mixed))
         x = x + F.dropout(mixed, self.dropout, self.training)
         return x + F.dropout(self.mlp(self.norm2(x)), self.dropout, self.training)
 

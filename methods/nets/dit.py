@@ -19,7 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tsdfm_bench.methods.nets.layers import LayerNorm, Rotary, SinusoidalEmbedding, attention
+from tsdfm_bench.methods.nets.layers import (
+    LayerNorm,
+    Rotary,
+    SinusoidalEmbedding,
+    dot_product_attention,
+    merge_heads,
+    split_heads,
+)
 from tsdfm_bench.methods.nets.pretrained import PretrainedNetwork
 
 Positions = tuple[Tensor, Tensor]
@@ -79,8 +86,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, condition: Tensor, rotary: Rotary) -> Tensor:
         """(batch, length, width), (batch, condition) -> (batch, length, width)."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaln(condition)[:, None, :].chunk(6, dim=-1)
-        q, k, v = self.qkv(torch.addcmul(shift_a, self.norm1(x), 1 + scale_a)).chunk(3, dim=-1)
-        mixed = self.attn_out(attention(q, k, v, self.heads, rotary))
+        q, k, v = split_heads(self.qkv(torch.addcmul(shift_a, self.norm1(x), 1 + scale_a)), self.heads, rotary)
+        mixed = self.attn_out(merge_heads(dot_product_attention(q, k, v)))
         x = torch.addcmul(x, gate_a, F.dropout(mixed, self.dropout, self.training))
         mixed = self.mlp(torch.addcmul(shift_m, self.norm2(x), 1 + scale_m))
         return torch.addcmul(x, gate_m, F.dropout(mixed, self.dropout, self.training))

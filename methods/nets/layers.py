@@ -36,18 +36,18 @@ class Rotary(nn.Module):
 
     def _extend(self, length: int) -> None:
         angle = torch.arange(length, dtype=torch.float32, device=self.frequency.device)[:, None] * self.frequency
-        angle = torch.cat([angle, angle], dim=-1)
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """Rotate (batch, heads, length, head) by its positions start .. start + length - 1."""
+        """Rotate (..., length, head) by its positions start .. start + length - 1."""
         end = start + x.shape[-2]
         if end > self.cos.shape[0]:
             self._extend(end)
         cos, sin = self.cos[start:end].to(x.dtype), self.sin[start:end].to(x.dtype)
         first, second = x.chunk(2, dim=-1)
-        return x * cos + torch.cat([-second, first], dim=-1) * sin
+        turned = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
+        return torch.cat(turned, dim=-1)
 
 
 class SinusoidalEmbedding(nn.Module):
@@ -84,9 +84,24 @@ def dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None =
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, rotary: Rotary) -> Tensor:
-    """Bidirectional softmax attention of (batch, length, width) projections with rotary positions."""
-    batch, length, width = q.shape
-    q, k, v = (x.view(batch, length, heads, width // heads).transpose(1, 2) for x in (q, k, v))
-    mixed = dot_product_attention(rotary(q), rotary(k), v)
-    return mixed.transpose(1, 2).reshape(batch, length, width)
+def split_heads(qkv: Tensor, heads: int, rotary: Rotary, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys with rotary positions, and values, of joint projections.
+
+    Args:
+        qkv: (batch, length, 3 width).
+        heads: H.
+        rotary: the rotation.
+        start: position of the first token.
+
+    Returns:
+        three (batch, heads, length, head).
+    """
+    batch, length, width = qkv.shape
+    parts = qkv.view(batch, length, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4)
+    q, k = rotary(parts[:2], start)
+    return q, k, parts[2]
+
+
+def merge_heads(mixed: Tensor) -> Tensor:
+    """(batch, heads, length, head) -> (batch, length, width)."""
+    return mixed.transpose(1, 2).flatten(2)

@@ -112,10 +112,38 @@ def forget_time(network: DiT, time: float) -> None:
         outer.bias.add_(wanted - network.time(torch.tensor([time]))[0])
 
 
+def new_network(stage: Stage, recipe: Recipe, vocab_size: int, length: int, bos_id: int = 0) -> DiT | CausalTransformer:
+    """The network of a generator's stage, as its architecture initialises it; not for compasses.
+
+    Args:
+        stage, recipe: geometry and kind.
+        vocab_size, length: of the text.
+        bos_id: end-of-text id, which stands before the first token (AR).
+    """
+    net = recipe.network
+    if stage.kind == "ar":
+        size = {"width": net.width, "blocks": net.blocks, "heads": net.heads}
+        return CausalTransformer(CausalConfig(vocab_size, length, bos_id=bos_id, **size, dropout=net.dropout))
+    return DiT(
+        DiTConfig(
+            vocab_size,
+            outputs_of(stage, vocab_size),
+            length,
+            width=net.width,
+            blocks=net.blocks,
+            heads=net.heads,
+            condition=net.condition,
+            dropout=net.dropout,
+            step_aware=stage.kind in ("fsdfm", "tsdfm"),
+            time_scale=net.time_scale,
+            fuser_init=net.fuser_init,
+        )
+    )
+
+
 def build_network(stage: Stage, recipe: Recipe, text: TrainingText, folder: Path) -> PretrainedNetwork:
     """The network of a stage before its first step; earlier stages are read from `folder`."""
     torch.manual_seed(recipe.training_of(stage).seed)
-    settings = recipe.network
     if stage.kind == "compass" and stage.start_from:
         return Compass.from_pretrained(folder / stage.start_from)
     if stage.kind == "compass":
@@ -123,36 +151,10 @@ def build_network(stage: Stage, recipe: Recipe, text: TrainingText, folder: Path
         return Compass.from_teacher(
             teacher, stage.blocks, **{key: bool(stage.options.get(key)) for key in COMPASS_SEES}
         )
-    if stage.kind == "ar":
-        causal = CausalTransformer(
-            CausalConfig(
-                text.vocab_size,
-                text.length,
-                bos_id=text.end_of_text,
-                width=settings.width,
-                blocks=settings.blocks,
-                heads=settings.heads,
-                dropout=settings.dropout,
-            )
-        )
-        initialise(causal, recipe, text)
-        return causal
-    network = DiT(
-        DiTConfig(
-            text.vocab_size,
-            outputs_of(stage, text.vocab_size),
-            text.length,
-            width=settings.width,
-            blocks=settings.blocks,
-            heads=settings.heads,
-            condition=settings.condition,
-            dropout=settings.dropout,
-            step_aware=stage.kind in ("fsdfm", "tsdfm"),
-            time_scale=settings.time_scale,
-            fuser_init=settings.fuser_init,
-        )
-    )
+    network = new_network(stage, recipe, text.vocab_size, text.length, text.end_of_text)
     initialise(network, recipe, text)
+    if isinstance(network, CausalTransformer):
+        return network
     donor = stage.start_from or stage.teacher
     if donor:
         copy_weights(network, DiT.from_pretrained(folder / donor))

@@ -25,11 +25,9 @@ import numpy as np
 import torch
 
 from tsdfm_bench.errors import UsageError
-from tsdfm_bench.methods.nets.causal import CausalConfig, CausalTransformer
 from tsdfm_bench.methods.nets.compass import Compass, CompassConfig
-from tsdfm_bench.methods.nets.dit import DiT, DiTConfig
 from tsdfm_bench.methods.nets.pretrained import PretrainedNetwork
-from tsdfm_bench.methods.train.build import COMPASS_SEES, build_network, build_objective, outputs_of
+from tsdfm_bench.methods.train.build import COMPASS_SEES, build_network, build_objective, new_network, outputs_of
 from tsdfm_bench.methods.train.data import Draws, TrainingText
 from tsdfm_bench.methods.train.flops import FlopMeter, forward_flops, networks_in
 from tsdfm_bench.methods.train.recipe import Recipe, Stage
@@ -74,48 +72,22 @@ def full_network(stage: Stage, recipe: Recipe, vocab_size: int, length: int) -> 
     """The stage's network without storage (device "meta"): for counting."""
     net = recipe.network
     with torch.device("meta"):
-        if stage.kind == "ar":
-            return CausalTransformer(
-                CausalConfig(
-                    vocab_size,
-                    length,
-                    width=net.width,
-                    blocks=net.blocks,
-                    heads=net.heads,
-                    dropout=net.dropout,
-                )
-            )
-        outputs = outputs_of(stage, vocab_size)
-        if stage.kind == "compass":
-            see_origin, changed_only = (bool(stage.options.get(key)) for key in COMPASS_SEES)
-            return Compass(
-                CompassConfig(
-                    vocab_size,
-                    outputs,
-                    length,
-                    width=net.width,
-                    blocks=stage.blocks,
-                    heads=net.heads,
-                    condition=net.condition,
-                    dropout=net.dropout,
-                    time_scale=net.time_scale,
-                    see_origin=see_origin,
-                    changed_only=changed_only,
-                )
-            )
-        return DiT(
-            DiTConfig(
+        if stage.kind != "compass":
+            return new_network(stage, recipe, vocab_size, length)
+        see_origin, changed_only = (bool(stage.options.get(key)) for key in COMPASS_SEES)
+        return Compass(
+            CompassConfig(
                 vocab_size,
-                outputs,
+                outputs_of(stage, vocab_size),
                 length,
                 width=net.width,
-                blocks=net.blocks,
+                blocks=stage.blocks,
                 heads=net.heads,
                 condition=net.condition,
                 dropout=net.dropout,
-                step_aware=stage.kind in ("fsdfm", "tsdfm"),
                 time_scale=net.time_scale,
-                fuser_init=net.fuser_init,
+                see_origin=see_origin,
+                changed_only=changed_only,
             )
         )
 
