@@ -31,6 +31,17 @@ _ROLES: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
+_OURS = re.compile(
+    r"(gen_ppl|bits_per_byte|(sequence_)?calls|distinct|entropy|longest_(copy|repeat)|mauve|mean_length|memorised"
+    r"|near_copies|peak_memory_bytes|repetition|seconds|sequences_per_second|excess_nll|kl|tv|valid)([/_].*)?"
+)
+
+
+def added(metrics: Iterable[str]) -> list[str]:
+    """The metrics that plug-ins measured: those that are none of this project's, in order."""
+    return sorted(name for name in set(metrics) if name and _OURS.fullmatch(name) is None)
+
+
 def pick(metrics: Iterable[str], role: str) -> str | None:
     """The metric that plays a role among those present, or None.
 

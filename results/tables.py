@@ -17,7 +17,7 @@ from tsdfm_bench.results.best import best_cell, competitors
 from tsdfm_bench.results.flags import FLAGS, GROUP, Flag, find_flags
 from tsdfm_bench.results.numbers import MISSING, plain, whole, with_interval
 from tsdfm_bench.results.replicates import Replicates
-from tsdfm_bench.results.rows import CellRows, cells_of, finite, pick
+from tsdfm_bench.results.rows import CellRows, added, cells_of, finite, pick
 from tsdfm_bench.results.table_model import LonePerplexity, MixedColumn, Section, Table, TableColumn, TableRow, Value
 
 if TYPE_CHECKING:
@@ -182,8 +182,10 @@ class _Builder:
         return "per seq." if any(_calls_differ(cell) for cell in self.methods) else ""
 
     def _measures(self) -> None:
-        def add(role: str, title: str, detail: str = "", scorer: str = "", give_way: int = 0) -> None:
-            metric = pick(self.metrics, role)
+        def add(
+            role: str, title: str, detail: str = "", scorer: str = "", give_way: int = 0, metric: str | None = None
+        ) -> None:
+            metric = metric or pick(self.metrics, role)
             if metric is None or not any(cell.of(metric, scorer) for cell in self.done):
                 return
             key = f"{metric}@{scorer}" if scorer else metric
@@ -213,6 +215,9 @@ class _Builder:
         mauve = pick(self.metrics, "mauve")
         for scorer in dict.fromkeys(scorer for cell in self.done for scorer in cell.judges(mauve)):
             add("mauve", "MAUVE", scorer, scorer, give_way=2)
+        for metric in added(self.metrics):
+            for scorer in dict.fromkeys(scorer for cell in self.done for scorer in ("", *cell.judges(metric))):
+                add("added", metric, scorer, scorer, metric=metric)
         add("speed", "seq/s", give_way=6)
         if pick(self.metrics, "speed") is None and any(finite(cell.first["seconds"]) for cell in self.done):
             self.columns.append(TableColumn("seconds", "seconds", give_way=6))

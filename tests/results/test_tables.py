@@ -84,6 +84,18 @@ def test_mauve_may_belong_to_a_scorer_and_may_have_its_own_ceiling(rows: Rows) -
     assert any(note.startswith("All generators: MAUVE from fewer than") for note in table.footnotes)
 
 
+def test_a_metric_of_a_plug_in_has_its_column_and_its_definition(rows: Rows) -> None:
+    counted = [
+        {**row, "metric": "words", "scorer": "", "definition": "words of a sample"}
+        for row in rows
+        if row.get("metric", "").startswith("entropy")
+    ]
+    table = main_table(schema.from_rows([*rows, *counted]))
+    assert "words" in table.keys()
+    assert any("words: words of a sample" in note for note in table.footnotes)
+    assert "words" not in main_table(schema.from_rows(rows)).keys()
+
+
 def test_a_lone_perplexity_cannot_be_made() -> None:
     ppl, entropy = TableColumn("p", "gen-PPL", role="perplexity"), TableColumn("h", "entropy", role="entropy")
     with pytest.raises(LonePerplexity, match="without entropy"):
