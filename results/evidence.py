@@ -280,6 +280,12 @@ def _evidence(
     )
 
 
+def refuse_mixed(summary: pd.DataFrame) -> None:
+    """Raise MixedEvidence if a name means two things in a summary; see the module's text."""
+    replicates = Replicates(summary, None)
+    _check([EvidenceCell(list(cell.rows.values()), None, None, replicates) for cell in cells_of(summary)])
+
+
 def _check(cells: Sequence[EvidenceCell]) -> None:
     """Refuse one scorer name with two meanings, and one metric name with two conventions."""
     seen: dict[tuple[Any, ...], tuple[str, EvidenceCell]] = {}

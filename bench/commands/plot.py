@@ -30,6 +30,7 @@ def plot_command(
     Returns:
         0; 1 if none of the figures could be drawn.
     """
+    from tsdfm_bench.results.evidence import MixedEvidence, refuse_mixed
     from tsdfm_bench.results.plots import KINDS, NothingToDraw, draw
     from tsdfm_bench.results.replicates import Replicates
     from tsdfm_bench.results.schema import SchemaError, read_summary
@@ -42,7 +43,8 @@ def plot_command(
     path = folder if folder is not None and folder.is_file() else run_folder(folder).root
     try:
         summary = read_summary(path)
-    except SchemaError as error:
+        refuse_mixed(summary)
+    except (SchemaError, MixedEvidence) as error:
         raise StorageError(str(error)) from error
     root = path if path.is_dir() else None
     target = out if out is not None else (root if root is not None else Path()) / "figures"

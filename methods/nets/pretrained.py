@@ -1,4 +1,4 @@
-"""Networks as folders: `config.json` beside `model.safetensors`, written whole or not at all.
+"""Networks as folders: `config.json` beside `model.safetensors` and its sha256, each written whole or not at all.
 
 `config.json` holds `architecture`, the network's own geometry under `network`, and whatever the trainer wants to say
 about the weights (`method`, `source`, `schedule`, `data_hash`, `tokens_seen`, ...). Loading is strict: a missing,
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from tsdfm_bench.errors import CheckpointError
-from tsdfm_bench.methods.nets.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
+from tsdfm_bench.methods.nets.folder import CONFIG_FILE, SUM_FILE, WEIGHTS_FILE, check_sum, read_config, sha256_of
 
 __all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "PretrainedNetwork", "read_config", "replace_file"]
 
@@ -65,7 +65,10 @@ class PretrainedNetwork(nn.Module):
         config = {"architecture": self.architecture, "network": asdict(self.config), **(about or {})}
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         folder = Path(folder)
+        (folder / SUM_FILE).unlink(missing_ok=True)
         replace_file(folder / WEIGHTS_FILE, lambda path: save_file(tensors, str(path)))
+        line = f"{sha256_of(folder / WEIGHTS_FILE)}  {WEIGHTS_FILE}\n"
+        replace_file(folder / SUM_FILE, lambda path: path.write_text(line, encoding="utf-8"))
         replace_file(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
     @classmethod
@@ -98,6 +101,7 @@ class PretrainedNetwork(nn.Module):
             tensors = load_file(str(path))
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{path} is truncated or damaged ({error}); restore it or train again") from error
+        check_sum(Path(folder))
         wanted = network.state_dict()
         problems = [f"missing {name}" for name in wanted if name not in tensors]
         problems += [f"unexpected {name}" for name in tensors if name not in wanted]

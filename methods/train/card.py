@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tsdfm_bench.methods.nets.folder import sha256_of
 from tsdfm_bench.methods.nets.pretrained import WEIGHTS_FILE, read_config, replace_file
 from tsdfm_bench.methods.train.data import TrainingText
 from tsdfm_bench.methods.train.recipe import Recipe, Stage
@@ -93,8 +93,7 @@ def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def weights_hash(folder: Path) -> str:
     """ "sha256:..." of a checkpoint's weights."""
-    with (folder / WEIGHTS_FILE).open("rb") as handle:
-        return "sha256:" + hashlib.file_digest(handle, "sha256").hexdigest()
+    return "sha256:" + sha256_of(folder / WEIGHTS_FILE)
 
 
 def total_tokens(folder: Path) -> int:

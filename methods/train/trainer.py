@@ -10,12 +10,13 @@ uninterrupted one.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,6 +131,15 @@ def check_hardware() -> None:
         warnings.warn(f"{kinds[0]} does not compute in bf16: training runs in fp32, several times slower", stacklevel=2)
 
 
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """Hexadecimal sha256 of names and contents of tensors on the CPU."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def compile_blocks(*networks: nn.Module) -> None:
     """Compile the blocks of networks in place: their shapes are fixed, the head's are not; parameter names stay."""
     for network in networks:
@@ -226,8 +236,8 @@ class Trainer:
             "history": self.history,
             "recipe": self._recipe(),
         }
-        metadata = {"about": json.dumps(about)}
         ready = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+        metadata = {"about": json.dumps(about), "sha256": digest_of(ready)}
         replace_file(self.folder / STATE_FILE, lambda path: save_file(ready, str(path), metadata))
 
     def _recipe(self) -> str:
@@ -238,7 +248,11 @@ class Trainer:
         return json.dumps(about, sort_keys=True, default=list)
 
     def resume(self) -> bool:
-        """Continue from the saved state if there is one; raises CheckpointError if it belongs to another recipe."""
+        """Continue from the saved state if there is one; a damaged one is put aside, with a warning.
+
+        Raises:
+            CheckpointError: it belongs to another recipe or text.
+        """
         if self.folder is None or not (self.folder / STATE_FILE).is_file():
             return False
         from safetensors import SafetensorError, safe_open
@@ -246,12 +260,20 @@ class Trainer:
         path = self.folder / STATE_FILE
         try:
             with safe_open(str(path), framework="pt") as handle:
-                about = json.loads(handle.metadata()["about"])
+                metadata = handle.metadata()
+                about = json.loads(metadata["about"])
                 tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 - not a mapping
+            if metadata.get("sha256") != digest_of(tensors):
+                raise ValueError("its tensors are not those that were saved")
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{path} is damaged ({error}); delete it to train '{self.name}' from the start"
-            ) from error
+            aside = path.with_name(f"damaged-{path.name}")
+            path.replace(aside)
+            warnings.warn(
+                f"{path} is damaged ({error}); it was moved to {aside.name}, and '{self.name}' is trained from the "
+                "start",
+                stacklevel=2,
+            )
+            return False
         if about["recipe"] != self._recipe():
             raise CheckpointError(
                 f"{path} belongs to another recipe or another text than '{self.name}' now has; "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tsdfm_bench.budget import about, parse_budget
 from tsdfm_bench.errors import UsageError
-from tsdfm_bench.estimate import Estimator
+from tsdfm_bench.estimate import Estimate, Estimator
 from tsdfm_bench.results.files import write_json
 
 if TYPE_CHECKING:
@@ -48,6 +49,22 @@ def test_seconds_are_calls_times_seconds_of_a_call(here: Here, monkeypatch: pyte
     assert estimate["seconds"] == pytest.approx(sum(sampling) + rows * 24 * 0.01)
     assert estimate["complete"]
     assert estimate["gpu_hours"] is None  # there is none here
+
+
+def test_gpu_hours_are_seconds_on_a_gpu() -> None:
+    found = Estimate({"a": 1800.0, "b": None}, {"toy": 900.0}, 0, "cuda", 2)
+    assert found.gpu_hours == 0.75
+    assert not found.complete
+    assert replace(found, device="cpu").gpu_hours is None
+
+
+def test_disk_is_about_what_the_run_takes(here: Here) -> None:
+    """Within a factor of three of what is there afterwards: compression is not foreseen."""
+    told = plan(here, samples="400")["estimate"]["bytes"]
+    here.run(samples="400")
+    folders = (here.out.root / name for name in ("cells", "scores"))
+    used = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+    assert used / 3 < told < 3 * used
 
 
 def test_a_network_is_timed_once(here: Here) -> None:

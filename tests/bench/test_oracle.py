@@ -36,7 +36,7 @@ def test_excess_falls_and_exact_rows_have_none(run):
     summary = read_summary(folder)
     for method in ("dfm", "mdlm", "sedd"):
         one, four, sixteen = values(summary, method, "excess_nll")
-        assert one > 2 * four > 2 * sixteen
+        assert one > 2 * four > 4 * sixteen  # first order: a quarter each time
         variation = values(summary, method, "tv_2")
         assert variation == sorted(variation, reverse=True)
     for exact in ("ar", "real"):

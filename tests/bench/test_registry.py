@@ -53,6 +53,25 @@ def test_a_plugin_is_loaded(index: Index) -> None:
     assert Registry().load("methods", "thing").info.name == "thing"
 
 
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("tasks", "load = decode = encode = reference = prompts = None"),
+        ("metrics", "info = MetricInfo(name='thing', description='none'); load = compute = None"),
+        ("scorers", "load = networks = score = None"),
+        ("figures", "title = 'thing'; make = None"),
+    ],
+)
+def test_an_installed_plugin_of_every_kind_is_listed_and_loaded(index: Index, kind: str, body: str) -> None:
+    index.add("acme-thing", f"from tsdfm_bench.api import MetricInfo\nclass Thing:\n    {body}\n", kind=kind)
+    assert "thing" in Registry().names(kind)
+    assert "thing" not in Registry().names("methods")
+    assert Registry().load(kind, "thing").__name__ == "Thing"
+    index.add("acme-thing", "class Thing:\n    load = None\n", kind=kind)
+    with pytest.raises(PluginError, match=r"acme-thing.* lacks "):
+        Registry().load(kind, "thing")
+
+
 def test_built_ins_are_listed_first(index: Index) -> None:
     index.add("acme-thing", GOOD.format(extra=""), name="aaa")
     assert Registry().names("methods")[-1] == "aaa"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from tsdfm_bench.methods.nets.dit import DiT, DiTConfig
 from tsdfm_bench.methods.sedd import SEDD
 
 BOTH = ("uniform", "mask")
+ROOT = Path(__file__).parents[2]
 
 
 def write_dit(
@@ -241,6 +243,28 @@ def test_damaged_files(root):
     (folder / "config.json").write_text("{not json")
     with pytest.raises(CheckpointError, match="is damaged"):
         MDLM.load({"task": "tiny"}, "cpu")
+
+
+def test_a_flipped_bit_in_the_weights_is_found(root):
+    folder = root / "tiny" / "mdlm"
+    weights = folder / "model.safetensors"
+    MDLM.load({"task": "tiny"}, "cpu")
+    content = bytearray(weights.read_bytes())
+    content[-9] ^= 1  # a mantissa: the file is valid, the number finite
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"damaged or was altered: .* restore it or train again"):
+        MDLM.load({"task": "tiny"}, "cpu")
+    (folder / "model.safetensors.sha256").unlink()
+    MDLM.load({"task": "tiny"}, "cpu")
+
+
+def test_the_shipped_weights_have_their_sums():
+    """In the format of sha256sum, so that `sha256sum -c` checks them too."""
+    folders = sorted(path.parent for path in (ROOT / "methods" / "weights").rglob("model.safetensors"))
+    assert len(folders) >= 12
+    for folder in folders:
+        digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        assert (folder / "model.safetensors.sha256").read_text() == f"{digest}  model.safetensors\n"
 
 
 def test_without_shipped_weights_those_trained_here_are_found(tmp_path, monkeypatch) -> None:

@@ -172,3 +172,19 @@ def test_flags_are_written_to_the_rows_they_concern(summary: pd.DataFrame) -> No
 )
 def test_roles(names: list[str], role: str, expected: str | None) -> None:
     assert pick(names, role) == expected
+
+
+@pytest.mark.parametrize(("share", "code"), [(0.2, "memorised"), (0.012, None)])
+def test_text_that_stands_in_the_training_text_is_flagged(cell: Cell, share: float, code: str | None) -> None:
+    rows = cell("ar", {"s": 40.0}, 3.81, n=5000) + cell("real", {"s": 30.0}, 3.8, n=5000, **REF)
+    for base in [row for row in rows if row["metric"] == "entropy_nats"]:
+        value = share if base["method"] == "ar" else 0.01
+        rows.append({**base, "metric": "memorised_13", "value": value, "low": value - 0.001, "high": value + 0.001})
+    assert raised(rows).get("ar", set()) == ({code} if code else set())
+
+
+def test_a_scorer_that_has_seen_the_text_is_flagged_at_the_real_row(cell: Cell) -> None:
+    rows = cell("ar", {"s": 40.0}, 3.81, n=5000) + cell("real", {"s": 30.0}, 3.8, n=5000, **REF)
+    assert raised(rows) == {}
+    told = [{**row, "scorer_seen": "its corpus holds these speeches"} if row["scorer"] else row for row in rows]
+    assert raised(told) == {"real": {"scorer-seen"}}

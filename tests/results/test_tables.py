@@ -16,7 +16,16 @@ from rich.console import Console
 
 from tsdfm_bench.results import render, schema
 from tsdfm_bench.results.numbers import plain, whole, with_interval
-from tsdfm_bench.results.tables import LonePerplexity, Table, TableColumn, TableRow, Value, main_table, main_tables
+from tsdfm_bench.results.tables import (
+    LonePerplexity,
+    MixedColumn,
+    Table,
+    TableColumn,
+    TableRow,
+    Value,
+    main_table,
+    main_tables,
+)
 
 Rows = list[dict[str, Any]]
 NASTY = 'a|b [red]x[/red] \\ $y_1 & 50% #1 {z} ~^ <b>"q"</b> `c` *d*\x1b[31m\nnew\x07 \ud800'
@@ -91,9 +100,9 @@ def test_a_metric_of_a_plug_in_has_its_column_and_its_definition(rows: Rows) -> 
         if row.get("metric", "").startswith("entropy")
     ]
     table = main_table(schema.from_rows([*rows, *counted]))
-    assert "words" in table.keys()
+    assert [column.title for column in table.columns if column.role == "added"] == ["words"]
     assert any("words: words of a sample" in note for note in table.footnotes)
-    assert "words" not in main_table(schema.from_rows(rows)).keys()
+    assert not any(column.role == "added" for column in main_table(schema.from_rows(rows)).columns)
 
 
 def test_a_lone_perplexity_cannot_be_made() -> None:
@@ -328,3 +337,51 @@ def test_plain_numbers(value: float, text: str) -> None:
 
 def test_counts() -> None:
     assert [whole(v) for v in (8.0, 61.23, None, float("nan"))] == ["8", "61.2", "–", "–"]
+
+
+@pytest.mark.parametrize(
+    ("key", "other", "what"),
+    [
+        ("scorer_revision", "r2", "weights"),
+        ("scorer_dtype", "bfloat16", "arithmetic"),
+        ("definition", "per word", "way"),
+    ],
+)
+def test_a_column_of_two_scorers_or_conventions_is_refused(rows: Rows, key: str, other: str, what: str) -> None:
+    main_table(schema.from_rows(rows))
+    row = next(row for row in rows if row.get("metric") == "gen_ppl/pooled" and row["method"] == "ar")
+    row[key] = other
+    with pytest.raises(MixedColumn, match=f"gen-PPL.*different {what}: .*ar") as refused:
+        main_table(schema.from_rows(rows))
+    assert "Score all rows with one scorer" in str(refused.value)
+
+
+def lower(rows: Rows) -> pd.DataFrame:
+    """A summary whose perplexities say which direction is better."""
+    return schema.from_rows([{**r, "better": "lower"} if r.get("metric") == "gen_ppl/pooled" else r for r in rows])
+
+
+def test_only_a_best_row_that_can_be_told_apart_is_bold(cell: Callable[..., Rows]) -> None:
+    real = cell("real", {"s": 30.0}, 3.8, kind="reference")
+
+    def bold(first: float, second: float, entropy: float = 3.8) -> list[str]:
+        rows = [*cell("a", {"s": first}, entropy), *cell("b", {"s": second}, 3.8), *real]
+        table = main_table(lower(rows))
+        assert any(note.startswith("Bold:") for note in table.footnotes) == any(
+            row.best("gen_ppl/pooled@s") for row in table.rows
+        )
+        return [row.text("method") for row in table.rows if row.best("gen_ppl/pooled@s")]
+
+    assert bold(50.0, 60.0) == ["a"]  # intervals of 3 % on either side
+    assert bold(60.0, 50.0) == ["b"]
+    assert bold(50.0, 51.0) == []
+    assert bold(50.0, 60.0, entropy=2.0) == []  # collapsed: it does not compete, and alone nobody is the best
+
+
+def test_many_rows_are_compared_with_the_best_together(cell: Callable[..., Rows]) -> None:
+    """One difference at p = 0.03 is told apart alone, not among twenty (Holm)."""
+    near = 50 * 1.047  # 3 % on either side twice: 2.17 standard errors
+    few = [*cell("best", {"s": 50.0}, 3.8), *cell("near", {"s": near}, 3.8)]
+    assert [row.best("gen_ppl/pooled@s") for row in main_table(lower(few)).rows] == [True, False]
+    many = [row for i in range(19) for row in cell(f"near{i}", {"s": near}, 3.8)]
+    assert not any(row.best("gen_ppl/pooled@s") for row in main_table(lower([*few, *many])).rows)

@@ -314,6 +314,7 @@ def test_metric_is_zero_for_the_law_itself_and_sees_faults():
     assert wrong["excess_nll"] > 0.3
     assert wrong["tv_1"] < 0.02  # the same tokens, in another order
     assert wrong["tv_2"] > 5 * right["tv_2"]
+    assert wrong["kl_2"] > 0.1
     nested = BracketGrammar.load({"kinds": 1, "letters": 1, "length": 4})
     rows = np.array([nested.encode(text) for text in ("( a a )", "a a a a", "( ( a a", ") a a (")])
     assert numbers_of(nested, rows)["valid"] == 0.5

@@ -15,7 +15,7 @@ import pytest
 
 from tsdfm_bench.config import make_config
 from tsdfm_bench.errors import UsageError
-from tsdfm_bench.launch import LAUNCHERS, find_launcher
+from tsdfm_bench.launch import LAUNCHERS, find_launcher, local
 from tsdfm_bench.launch.leases import process_start
 from tsdfm_bench.launch.local import default_jobs, environments, packed
 from tsdfm_bench.launch.settings import LauncherSettings
@@ -205,7 +205,16 @@ def test_gpus_go_round() -> None:
     assert {own["OMP_NUM_THREADS"] for own in found} == {"2"}
     assert environments(2, 1, []) == [{"OMP_NUM_THREADS": "1"}] * 2
     assert default_jobs(["0", "1", "2"]) == 3
-    assert default_jobs([]) >= 1
+
+
+@pytest.mark.parametrize(("cores", "free", "jobs"), [(8, 64e9, 8), (8, 5e9, 2), (8, 1e9, 1), (3, None, 3)])
+def test_workers_by_cores_and_memory(
+    monkeypatch: pytest.MonkeyPatch, cores: int, free: float | None, jobs: int
+) -> None:
+    """Two gigabytes a worker."""
+    monkeypatch.setattr(local, "available_threads", lambda: cores)
+    monkeypatch.setattr(local, "free_bytes", lambda: None if free is None else int(free))
+    assert default_jobs([]) == jobs
 
 
 def test_packing_keeps_groups_together_and_jobs_near_the_target() -> None:

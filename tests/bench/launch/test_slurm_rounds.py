@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,9 @@ def test_ten_thousand_cells_go_out_in_chunks(simulate: Callable[..., Simulation]
     """Each cell once, no array above the limit, one look at the queue a round."""
     cells = [f"{n:016x}" for n in range(10_000)]
     simulation = simulate(sample=cells, limit=201, together=10)
+    begun = time.process_time()
     run(simulation)
+    assert time.process_time() - begun < 60  # seconds; it takes a few
     assert sorted(units_of(simulation)) == cells
     assert [len(record.files) for record in simulation.submitted] == [201, 201, 201, 201, 196]
     rounds = simulation.left_looks - 1
