@@ -109,16 +109,38 @@ def test_killed_workers_are_replaced_and_the_result_is_that_of_one_process(
     assert here.events() == []
 
 
+def test_a_large_cell_is_divided_over_workers_and_the_result_is_that_of_one_process(here: Here, steady: Path) -> None:
+    """70 batches are three shards (of 32): two workers share the cell, and nothing tells afterwards."""
+    given = ("--plugin", str(steady), "--task", "tiny", "--methods", "counter[slow_s=0.02]", "--steps", "2")
+    given += ("--scorers", "toy", "--metrics", "letters", "--samples", "280", "--batch-size", "4", "--threads", "1")
+    assert here.cli("run", *given, "--out", "whole").exit_code == 0
+    here.log_path.unlink()
+    result = here.cli("run", *given, "--out", "out", "--launcher", "local", "--jobs", "2")
+    assert result.exit_code == 0, result.stderr
+    same(here.out, RunFolder(here.folder / "whole"))
+    (cell,) = here.cells(method="counter")
+    assert len(here.out.completed_batches(cell)) == 70
+    begun = [line.split() for line in here.log_path.read_text().splitlines() if line.startswith("begin ")]
+    batches = [(first, pid) for _, _, first, rows, pid, _ in begun if rows == "x4"]
+    assert len({pid for _, pid in batches}) == 2
+    later = [first for first, _ in batches if first != "0"]  # the first one is also a worker's warm-up
+    assert len(later) == len(set(later)) == 69
+
+
+@pytest.mark.parametrize(("jobs", "both"), [(1, False), (2, True)])
 def test_a_killed_launcher_leaves_no_processes_and_the_next_one_goes_on(
-    here: Here, whole: RunFolder, processes: SimpleNamespace
+    here: Here, whole: RunFolder, processes: SimpleNamespace, jobs: int, both: bool
 ) -> None:
-    pid = start(here, processes, 1)
+    """Killed alone its workers end by themselves; or all of them are killed at once."""
+    pid = start(here, processes, jobs)
     until(lambda: len(samples(here.out)) >= 2, pid)
-    (worker,) = workers_of(pid)
-    os.kill(pid, signal.SIGKILL)
+    workers = workers_of(pid)
+    assert len(workers) == jobs
+    for victim in [pid, *workers] if both else [pid]:
+        os.kill(victim, signal.SIGKILL)
     processes.wait(pid)
     end = time.monotonic() + 30.0
-    while process_start(worker):
+    while any(process_start(worker) for worker in workers):
         assert time.monotonic() < end
         time.sleep(0.05)
     kept = samples(here.out)
