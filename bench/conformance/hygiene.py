@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tsdfm_bench.conformance.report import Failed
-from tsdfm_bench.conformance.subject import Broke, Refused, Subject, require
+from tsdfm_bench.conformance.subject import Broke, Refused, Subject, require, stir
 
 _WRITES = {
     "os.remove": (0,),
@@ -63,6 +63,7 @@ def state(subject: Subject) -> str:
     """Random generators and settings of torch, numpy and Python are as before."""
     import torch
 
+    stir()
     seed, before = torch.initial_seed(), settings()
     method = subject.load()
     require(torch.initial_seed() == seed, "load() seeds torch's global generator (torch.manual_seed)")

@@ -7,13 +7,11 @@ other states before every call, so a method that draws from them is caught.
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from tsdfm_bench.conformance.report import Failed
-from tsdfm_bench.conformance.subject import BATCH, SEED, Broke, Refused, Subject, require, rows_equal
+from tsdfm_bench.conformance.subject import BATCH, SEED, Broke, Refused, Subject, require, rows_equal, stir
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,19 +19,6 @@ if TYPE_CHECKING:
     from tsdfm_bench.api import SampleRequest
 PARTS = ((0, 3), (3, 1), (4, BATCH - 4))  # first sequence and number of sequences
 LEAST = 3  # different sequences of 32: a generator may have collapsed, which is no fault of its streams
-
-_calls = count(1)
-
-
-def _stir() -> None:
-    """Bring the global generators into a state they were not in before."""
-    import numpy as np
-    import torch
-
-    seed = next(_calls)
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
 
 
 def repeatable(subject: Subject) -> str:
@@ -53,7 +38,7 @@ def repeatable(subject: Subject) -> str:
             _same(whole[first : first + size], part, f"what a sequence becomes depends on the size of its batch{where}")
         _same(whole.flip(0), _sample(subject, settings, backwards=True), f"the order of the sequences matters{where}")
     fresh = subject.load()
-    _stir()
+    stir()
     resumed = subject.serve(subject.request(BATCH - 4, first=4), fresh).tokens
     plain = _sample(subject, {}, plain=True)
     assert plain is not None
@@ -72,7 +57,7 @@ def _sample(
     request = subject.request(batch, first=first, **settings)
     if backwards:
         request = _backwards(request)
-    _stir()
+    stir()
     try:
         return subject.serve(request).tokens
     except (Refused, Broke) as error:

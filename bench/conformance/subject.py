@@ -7,8 +7,10 @@ source, and for every source the default options and each named option value onc
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -238,6 +240,20 @@ class Subject:
         yield "exclusive top-p 0.8", {"top_p": 0.8, "top_p_rule": "exclusive"}
         yield "temperature 0", {"temperature": 0.0}
         yield "the fp32 draw", {"draw": "legacy-fp32"}
+
+
+_stirred = count(1)
+
+
+def stir() -> None:
+    """Bring the global generators of torch, numpy and Python into a state they were not in before."""
+    import numpy as np
+    import torch
+
+    seed = next(_stirred)
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
 
 
 def rows_equal(a: Any, b: Any) -> Any:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -212,6 +213,27 @@ class Elsewhere(Good):
         return super().draw(logits, (u + own.random()) % 1.0, request)
 
 
+@spoil("repeatable-load")
+class Rerolls(Good):
+    """Every instance has a whim of its own, so a run that was stopped goes on with another one."""
+
+    def __init__(self, denoiser=None, vocab_size=VOCAB):
+        super().__init__(denoiser, vocab_size)
+        self.whim = random.SystemRandom().random()
+
+    def draw(self, logits, u, request):
+        return super().draw(logits, (u + self.whim) % 1.0, request)
+
+
+@spoil("independent-seed")
+class OneSeed(Good):
+    """The root seed is not read: every run gives the same samples."""
+
+    def sample(self, request):
+        streams = type(request.streams)(type(request.streams).of(0, "mine", 1).key, request.streams.sequences)
+        return super().sample(replace(request, streams=streams))
+
+
 @spoil("independent-rows")
 class OneStream(Good):
     """All sequences follow the first number of the key."""
@@ -236,6 +258,17 @@ class Peeks(Good):
         if request.prefix is not None:
             batch.tokens[:, 3] = request.prefix[:, 3]
         return batch
+
+
+@spoil("pinned-infill")
+class KeepsPrefixesOnly(Good):
+    """Tokens pinned at the beginning are kept, others are drawn anew."""
+
+    def sample(self, request):
+        if request.pinned is not None:
+            prefix = request.pinned.long().cumprod(dim=1).bool()
+            request = replace(request, pinned=prefix)
+        return super().sample(request)
 
 
 @spoil("refusals-raise")
@@ -312,6 +345,20 @@ class Race(Good):
 class Seeds(Good):
     def sample(self, request):
         torch.manual_seed(0)
+        return super().sample(request)
+
+
+@spoil("state-numpy")
+class SeedsNumpy(Good):
+    def sample(self, request):
+        np.random.seed(0)
+        return super().sample(request)
+
+
+@spoil("state-python")
+class SeedsPython(Good):
+    def sample(self, request):
+        random.seed(0)
         return super().sample(request)
 
 

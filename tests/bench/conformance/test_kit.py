@@ -24,6 +24,13 @@ BUILT_IN = ("ar", "mdlm", "sedd", "dfm", "fsdfm", "tsdfm")
 test_good = conformance_test("good", plugin=BROKEN, only=["pinned", "refusals"], isolated=False)
 
 
+def test_the_pytest_plug_in_fails_where_a_check_fails() -> None:
+    check = conformance_test("pinned-changed", plugin=BROKEN, only=["pinned", "refusals"], isolated=False)
+    with pytest.raises(AssertionError, match="pinned"):
+        check("pinned")
+    check("refusals")
+
+
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_built_in_methods_pass(name: str) -> None:
     """All but the sampled ones in every setting: laws and draws are tested method by method in tests/methods."""
