@@ -45,9 +45,13 @@ class Cluster:
         A node that comes back with a job's old processes still there refuses the job ("duplicate jobid").
         """
         self.slurm("scontrol", "update", "nodename=node0", "state=down", "reason=test")
-        for pid in _with_descendants("slurmstepd"):
+        for pid in _with_descendants("slurmstepd", self.folder):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+    def drain(self) -> None:
+        """Take the node out of service: what runs on it may end, nothing new begins."""
+        self.slurm("scontrol", "update", "nodename=node0", "state=drain", "reason=test")
 
     def revive(self) -> None:
         """Bring the node back into service; one that has come back by itself needs nothing."""
@@ -64,19 +68,28 @@ class Cluster:
         return dict(line.split("|") for line in lines)
 
 
-def _with_descendants(name: str) -> list[int]:
-    """Ids of the processes with this name, of their children, and so on."""
+def _with_descendants(name: str, folder: Path) -> list[int]:
+    """Ids of the processes with this name at work in a folder (a file of it is open), of their children, and so on."""
     parents, found = {}, set()
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             content = path.read_text()
             pid, parent = int(path.parent.name), int(content.rpartition(")")[2].split()[1])
             parents[pid] = parent
-            if content[content.index("(") + 1 : content.rindex(")")] == name:
+            links = [path.parent / "cwd", *(path.parent / "fd").iterdir()]
+            if content[content.index("(") + 1 : content.rindex(")")] == name and any(
+                _inside(link, folder) for link in links
+            ):
                 found.add(pid)
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
     return sorted(found)
+
+
+def _inside(link: Path, folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return link.readlink().is_relative_to(folder)
+    return False
 
 
 @pytest.fixture(scope="session")

@@ -241,6 +241,30 @@ def test_arrays_bring_back_what_one_process_gives(site: Site) -> None:
     assert set(summary[summary["kind"] == "method"]["state"]) == {"done", "failed"}
 
 
+def test_a_sweep_file_and_a_node_that_is_drained(site: Site) -> None:
+    """`run --config sweep.toml --launcher slurm`: what runs on the node ends, the rest waits, and `status` says so."""
+    sweep = site.folder / "sweep.toml"
+    sweep.write_text(
+        f"plugins = ['{FAKES}']\ntask = 'tiny'\nmethods = ['counter']\nsteps = [2]\nscorers = ['toy']\n"
+        "metrics = ['letters']\nsamples = 32\nbatch_size = 4\nthreads = 1\n"
+        "[launcher]\nlease_s = 3.0\n[launcher.slurm]\npartition = 'main'\ntime = 30\npoll = 1\ncpus_per_task = 1\n"
+    )
+    command = ["run", "--config", str(sweep), "--launcher", "slurm", "--out", "out"]
+    launcher = site.spawn(command, slow_s=0.8)
+    site.some_more(launcher)
+    site.cluster.drain()
+    try:
+        site.until(lambda: site.batches() == 8 and "RUNNING" not in site.states().values(), launcher)
+        assert sorted(set(site.states().values())) == ["COMPLETED", "PENDING"]
+        shown = CliRunner().invoke(app, ["status", str(site.out.root)])
+        assert re.search(r"queued", shown.stdout), shown.stdout
+        assert launcher.poll() is None
+    finally:
+        site.cluster.revive()
+    site.end(launcher)
+    site.check(32)
+
+
 def test_cancel_and_resume(site: Site) -> None:
     """`tsdfm-bench cancel` ends the jobs and the launcher; the same command afterwards finishes the sweep."""
     samples = 96
