@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tsdfm_bench.commands import watching
-from tsdfm_bench.commands.live import Live, launchers_folder, noted
+from tsdfm_bench.commands.live import Live, launchers_folder, noted, scoring_state, with_live
+from tsdfm_bench.commands.state import CellReport
 from tsdfm_bench.commands.training import training_of
 from tsdfm_bench.commands.watching import watch
 from tsdfm_bench.launch.leases import Lease, Leases
 from tsdfm_bench.launch.slurm_queue import Task
 from tsdfm_bench.launch.slurm_watch import Queue
 from tsdfm_bench.launch.training import CHECKPOINT, TrainFolder
-from tsdfm_bench.launch.work import Launch, Work, result_path
+from tsdfm_bench.launch.work import Launch, Work, result_path, unit_name
 from tsdfm_bench.results.files import write_json
 
 if TYPE_CHECKING:
@@ -127,6 +128,40 @@ def test_a_launcher_of_another_machine_is_not_ended_from_here(here: Here) -> Non
         done = here.cli("cancel", "out")
     assert done.exit_code == 1
     assert f"Not ended from here: local launcher, process {os.getpid()} on far" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("task", "completed", "state", "reason"),
+    [
+        (Task("7", 3, "PENDING", "Resources"), 0, "queued", "job 7_3"),
+        (Task("7", 3, "PENDING", "Licenses", "2026-01-02T03:04"), 0, "queued", "job 7_3, Licenses, expected"),
+        (Task("7", 3, "PENDING", "BeginTime"), 0, "requeued and waiting", "job 7_3"),
+        (Task("7", 3, "PENDING", "Priority"), 2, "requeued and waiting", "job 7_3"),
+        (Task("7", None, "PENDING", "JobHeldUser"), 0, "queued", "job 7, held: scontrol release 7"),
+        (Task("7", 3, "RUNNING", node="n5"), 2, "running", "job 7_3 on n5"),
+        (Task("7", 3, "COMPLETING"), 2, "running", "job 7_3 ends"),
+    ],
+)
+def test_what_slurm_knows_of_a_cell(here: Here, task: Task, completed: int, state: str, reason: str) -> None:
+    cell = "0123456789abcdef"
+    report = CellReport(cell, "method", "dfm", "mask", 8, 64, "", "partial", completed, 4)
+    found = with_live(report, Live({}, Queue(alive={cell: task})), here.out)
+    assert (found.state, found.reason.startswith(reason)) == (state, True), found
+    assert with_live(replace(report, state="done"), Live({}, Queue(alive={cell: task})), here.out).state == "done"
+    assert with_live(report, Live({}, Queue(alive={"another": task})), here.out) == report
+    scores = Live({}, Queue(alive={unit_name(cell, 0, "toy"): task}))
+    assert scoring_state(scores, cell, "toy") == ("queued" if task.state == "PENDING" else "running")
+
+
+def test_a_cell_that_a_worker_is_at_says_what_is_left(here: Here) -> None:
+    """Two batches of half a minute each are to come."""
+    assert here.run(samples="16", steps="2", methods="counter").exit_code == 0
+    (cell,) = here.cells(method="counter")
+    costs = json.loads(here.out.cost_path(cell).read_text())["batches"]
+    write_json(here.out.cost_path(cell), {"batches": {key: {**cost, "seconds": 30.0} for key, cost in costs.items()}})
+    report = CellReport(cell, "method", "counter", "uniform", 2, 4, "", "partial", 2, 4)
+    found = with_live(report, Live({cell: (2, 4)}), here.out)
+    assert (found.state, found.reason) == ("running", "1:00 left")
 
 
 STAGES = {"teacher": (), "compass": ("teacher",), "student": ("teacher", "compass"), "other": (), "last": ()}
