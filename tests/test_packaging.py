@@ -38,7 +38,7 @@ def test_bare_folder_names_are_not_importable(name: str, tmp_path: Path) -> None
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("kind", ["methods", "tasks", "scorers", "metrics"])
+@pytest.mark.parametrize("kind", ["methods", "tasks", "scorers", "metrics", "figures"])
 def test_every_entry_point_loads(kind: str) -> None:
     ours = [e for e in entry_points(group=f"tsdfm_bench.{kind}") if e.dist is not None and e.dist.name == "tsdfm-bench"]
     declared = PROJECT["project"]["entry-points"][f"tsdfm_bench.{kind}"]

@@ -52,7 +52,7 @@ def rows_of(method: str, ppl: float, entropy: float, **settings: Any) -> list[di
         "interval": "95 %",
     } | settings
     name = f"{method}-{common['source']}-{common['steps']}-{common['weights'][7:]}-{common['checkpoint']}"
-    common["cell"] = name
+    common["cell"] = f"{name}-{common['temperature']}"
     metrics = {"gen_ppl": ("a", ppl, "perplexity"), "entropy_nats": ("", entropy, "nats")}
     if "tv" in settings:
         metrics["tv_2"] = ("", common.pop("tv"), "1")
@@ -71,6 +71,9 @@ def results(tmp_path: Path) -> Path:
     rows = [row for s in (1, 8, 64) for row in rows_of("tsdfm", 90 / s**0.3, 3.5, steps=s)]
     rows += [row for s in (8, 1024) for row in rows_of("dfm", 120 / s**0.2, 3.9, steps=s)]
     rows += rows_of("real", 20.0, 3.9, kind="reference", steps=None, source="", temperature=None, draw="", tv=0.01)
+    for t in (0.7, 0.85, 1.2):
+        rows += rows_of("tsdfm", 50 * t, 3.5 + 0.5 * (t - 1), temperature=t)
+        rows += rows_of("dfm", 79 * t, 3.9 + 0.5 * (t - 1), temperature=t)
     for s in (1, 2, 4, 8):
         rows += rows_of("dfm", 9.0 + 1 / s, 3.8, steps=s, checkpoint="oracle", tv=0.5 / s)
     variants = []
@@ -103,7 +106,7 @@ def results(tmp_path: Path) -> Path:
 
 def test_everything_is_drawn_and_says_what_it_shows(results: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    only = "table1,table2,table3,figure1,figure2,figure3,speed-quality,convergence"
+    only = "table1,table2,table3,figure1,figure2,figure3,frontier,speed-quality,convergence"
     done = invoke("figures", "--results", results, "--out", out, "--only", only, "--json")
     assert done.exit_code == 0, done.output
     reports = {report["name"]: report for report in json.loads(done.stdout)["figures"]}
@@ -119,6 +122,21 @@ def test_everything_is_drawn_and_says_what_it_shows(results: Path, tmp_path: Pat
         invoke("figures", "--results", results, "--out", out, "--only", only, "--list", "--json").stdout
     )
     assert {report["state"] for report in listed["figures"]} <= {"current", "incomplete"}
+
+
+def test_an_incomplete_figure_says_what_is_missing(results: Path, tmp_path: Path) -> None:
+    frame = pd.read_parquet(results / "trajectories.parquet")
+    write_table(results / "trajectories.parquet", frame[frame["arm"] == "blind"])
+    summary = schema.read_summary(results)
+    teacher = (summary["method"] == "dfm") & (summary["steps"] == 1024)
+    schema.write_summary(results, summary[~teacher])
+    out = tmp_path / "out"
+    done = invoke("figures", "--results", results, "--only", "figure1,figure2", "--out", out, "--json")
+    found = {report["figure"]: report for report in json.loads(done.stdout)["figures"]}
+    assert {report["state"] for report in found.values()} == {"incomplete"}
+    assert found["figure2"]["missing"] == ["shaped arm"]
+    assert any("dfm" in said and "1024" in said.replace(",", "") for said in found["figure1"]["missing"])
+    assert "Incomplete, no row for: shaped arm." in figure_metadata(out / "figure2.png")["notes"]
 
 
 def test_changed_rows_make_a_figure_stale(results: Path, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ V, LENGTH = 23, 8
         ("tsdfm-mask", 170_170_066),
         ("mdlm", 169_627_218),
         ("sedd-mask", 169_627_218),
+        ("sedd-uniform", 169_625_681),
         ("ar", 162_246_482 - 2 * 768 - 1),  # the published one has a row for a mask that it never uses
     ],
 )
