@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from tsdfm_bench import __version__
 from tsdfm_bench.console import stdout_console
-from tsdfm_bench.errors import AssetError, BenchError
+from tsdfm_bench.errors import AssetError, BenchError, UsageError
 from tsdfm_bench.provenance import available_threads
 from tsdfm_bench.registry import BUILTIN, Registry, one_line
 from tsdfm_bench.spec import Spec
@@ -128,6 +128,8 @@ def _task(registry: Registry) -> list[Check]:
             continue
         try:
             info = load_task(Spec(entry.name), registry).info
+        except UsageError as error:  # it is there, and wants to be told more
+            checks.append(Check(f"task {entry.name}", "note", str(error)))
         except BenchError as error:
             checks.append(Check(f"task {entry.name}", "missing", str(error)))
         else:
@@ -152,6 +154,8 @@ def _weights(registry: Registry) -> list[Check]:
             name = entry.name if source is None else f"{entry.name} ({source})"
             try:
                 identity = identify(cls, {**params, "length": task.length})
+            except UsageError as error:
+                missing.append(Check(f"weights {name}", "note", str(error)))
             except BenchError as error:
                 missing.append(Check(f"weights {name}", "missing", str(error)))
             else:

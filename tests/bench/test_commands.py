@@ -152,7 +152,10 @@ def test_doctor_reports_and_never_raises(here: Here, monkeypatch: pytest.MonkeyP
     assert checks["disk"]["state"] in ("ok", "note")
     assert "ZeroDivisionError" in checks["plug-in bad.py"]["found"]
     assert result.exit_code == 1
-    assert here.cli("doctor").stdout
+    healthy = here.cli("doctor", "--json")
+    states = {check["name"]: check["state"] for check in json.loads(healthy.stdout)["checks"]}
+    assert states["task text"] == states["weights file"] == "note"  # they are there, and want to be told more
+    assert healthy.exit_code == ("missing" in states.values())
 
 
 def test_training_an_unknown_scale_or_stage_is_wrong_use(here: Here) -> None:
