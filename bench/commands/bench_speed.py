@@ -95,9 +95,11 @@ def bench_speed_command(
     """
     import torch
 
+    from tsdfm_bench.launch.failures import memory_ran_out
     from tsdfm_bench.meter import choose_device, device_name
     from tsdfm_bench.speed.cases import CASES, SIZES
     from tsdfm_bench.speed.clock import Clock
+    from tsdfm_bench.speed.figure import draw_growth
 
     settings = Settings(
         _names(sizes, SIZES, "size", ["sotu"] if quick else list(SIZES)),
@@ -120,12 +122,21 @@ def bench_speed_command(
         with reporter.phase("measuring", len(work), len(work), "measurements") as phase:
             for name, measure in work:
                 phase.doing(name)
-                measure()
+                try:
+                    measure()
+                except (RuntimeError, MemoryError) as error:
+                    if not memory_ran_out(error):
+                        raise
+                    reporter.note(f"{name}: memory ran out; left out", style="yellow")
+                if out is not None:  # what is measured is kept, whatever becomes of the rest
+                    _write(found, out)
                 phase.advance(1, 1)
     finally:
         torch.set_num_threads(before)
     if out is not None:
-        _write(found, out, reporter)
+        if found.scaling:
+            draw_growth(found.scaling, found.unit, out)
+        reporter.note(f"written: {out}")
     if as_json:
         print(json.dumps(found.to_json(), indent=2))
     else:
@@ -141,7 +152,8 @@ def _work(settings: Settings, clock: Clock, found: Found) -> Iterator[tuple[str,
     registry = Registry()
 
     def sampling(case: Case, size: Size) -> None:
-        found.sampling.extend(_rows(registry, case, size, settings, clock))
+        for row in _rows(registry, case, size, settings, clock):
+            found.sampling.append(row)
 
     def generation(size: Size, batch: int) -> None:
         found.others.append(others.generation(registry, size, batch, clock, settings.repeats))
@@ -169,17 +181,15 @@ def _work(settings: Settings, clock: Clock, found: Found) -> Iterator[tuple[str,
                 yield f"{case.method} by {axis}", partial(growth, case, axis)
 
 
-def _rows(registry: Registry, case: Case, size: Size, settings: Settings, clock: Clock) -> list[SpeedRow]:
+def _rows(registry: Registry, case: Case, size: Size, settings: Settings, clock: Clock) -> Iterator[SpeedRow]:
     from tsdfm_bench.speed.cases import load_method
     from tsdfm_bench.speed.sampling import measure
 
     method = load_method(registry, case, size, clock.device)
     stepless = not registry.load("methods", case.method).info.uses_steps
-    return [
-        measure(case, method, size, batch, steps, clock, settings.repeats, settings.plain_steps)
-        for batch in settings.batches
-        for steps in ([None] if stepless else settings.steps)
-    ]
+    for batch in settings.batches:
+        for steps in [None] if stepless else settings.steps:
+            yield measure(case, method, size, batch, steps, clock, settings.repeats, settings.plain_steps)
 
 
 def _names(text: str | None, known: dict[str, Any], what: str, default: list[str] | None = None) -> list[str]:
@@ -206,15 +216,11 @@ def _numbers(text: str | None, option: str, default: list[int]) -> list[int]:
     return numbers
 
 
-def _write(found: Found, folder: Path, reporter: Reporter) -> None:
+def _write(found: Found, folder: Path) -> None:
     from tsdfm_bench.results.files import write_json
-    from tsdfm_bench.speed.figure import draw_growth
 
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "speed.json", found.to_json())
-    if found.scaling:
-        draw_growth(found.scaling, found.unit, folder)
-    reporter.note(f"written: {folder}")
 
 
 def _print(found: Found) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from tsdfm_bench.api import Method, SampleRequest
+from tsdfm_bench.launch.failures import memory_ran_out
 from tsdfm_bench.rng import Streams
 from tsdfm_bench.speed.cases import Case, Size
 from tsdfm_bench.speed.clock import Clock, Ratio
@@ -146,7 +147,9 @@ def measure(
     loops = [(case.plain, torch.float64), *([case.published] if case.published else [])]
     try:
         found = [_against(method, request, loop, problem(dtype=dtype), clock, repeats) for loop, dtype in loops]
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not memory_ran_out(error):
+            raise
         return replace(row, note="plain loop: out of memory")
     published = found[1] if case.published else None
     return replace(row, ratio_plain=found[0], ratio_published=published, plain_steps=min(steps, plain_steps))

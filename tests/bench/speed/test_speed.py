@@ -61,7 +61,7 @@ def test_a_row_counts_the_calls_that_were_made() -> None:
     assert row.sequence_calls <= row.calls
     assert row.plain_steps == 2
     assert row.ratio_plain is not None
-    assert row.ratio_plain.median > row.overhead.repeats > 0  # a thousand plain steps cost more than nine calls
+    assert row.ratio_plain.median > 1  # a thousand plain steps cost more than nine calls
 
 
 def test_the_network_of_transformers_is_ours() -> None:
