@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +19,11 @@ from tsdfm_bench.errors import UsageError
 from tsdfm_bench.methods.nets.causal import CausalConfig, CausalTransformer
 from tsdfm_bench.methods.nets.compass import Compass, CompassConfig
 from tsdfm_bench.methods.nets.dit import DiT, DiTConfig
+from tsdfm_bench.methods.nets.folder import read_config
 from tsdfm_bench.methods.train import data as data_module
 from tsdfm_bench.methods.train import trainer as trainer_module
 from tsdfm_bench.methods.train.build import build_network
+from tsdfm_bench.methods.train.card import changed_settings
 from tsdfm_bench.methods.train.data import Draws, TrainingText
 from tsdfm_bench.methods.train.dryrun import full_network, parameter_count, rehearse
 from tsdfm_bench.methods.train.flops import FlopMeter, forward_flops, networks_in
@@ -70,6 +73,15 @@ def test_a_recipe_that_extends_itself_or_nothing_is_refused(tmp_path, monkeypatc
     (tmp_path / "loop.toml").write_text(text)
     with pytest.raises(UsageError, match=message):
         load_recipe("loop.toml")
+
+
+def test_the_shipped_weights_are_those_of_the_recipe():
+    """Every network, and every setting that has an influence on it; what was trained longer in vain is in LOG.md."""
+    recipe = load_recipe("sotu")
+    weights = Path(trainer_module.__file__).parents[1] / "weights" / "sotu"
+    assert {path.name for path in weights.iterdir()} == {stage.name for stage in recipe.stage}
+    for stage in recipe.stage:
+        assert changed_settings(read_config(weights / stage.name), stage, recipe) == [], stage.name
 
 
 def test_the_students_of_sotu_differ_by_shaping_alone():
