@@ -283,7 +283,7 @@ def _evidence(
 def refuse_mixed(summary: pd.DataFrame) -> None:
     """Raise MixedEvidence if a name means two things in a summary; see the module's text."""
     replicates = Replicates(summary, None)
-    _check([EvidenceCell(list(cell.rows.values()), None, None, replicates) for cell in cells_of(summary)])
+    _check([EvidenceCell(list(cell.rows.values()), None, {}, replicates) for cell in cells_of(summary)])
 
 
 def _check(cells: Sequence[EvidenceCell]) -> None:

@@ -11,8 +11,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from tsdfm_bench.cli import app
 from tsdfm_bench.results import schema, style
+from tsdfm_bench.results.evidence import MixedEvidence, refuse_mixed
 from tsdfm_bench.results.files import CorruptFile, StoreError
 from tsdfm_bench.results.plots import KINDS, NothingToDraw, draw
 from tsdfm_bench.results.replicates import Replicates
@@ -172,6 +175,22 @@ def test_texts_and_lengths_never_share_a_panel(swept: list[dict[str, Any]]) -> N
 
 
 # ------------------------------------------------------------------------------------------------------- style
+
+
+def test_two_conventions_never_share_an_axis(swept: list[dict[str, Any]], tmp_path: Path) -> None:
+    """`plot` refuses a summary in which one scorer's name stands for two sets of weights."""
+    summary = schema.from_rows(swept)
+    refuse_mixed(summary)
+    row = next(row for row in swept if row.get("scorer") == "s")
+    row["scorer_revision"] = "another"
+    mixed = schema.from_rows(swept)
+    with pytest.raises(MixedEvidence, match="scorer 's' means two things here"):
+        refuse_mixed(mixed)
+    schema.write_summary(tmp_path, mixed)
+    done = CliRunner().invoke(app, ["plot", str(tmp_path / "summary.parquet"), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 1
+    assert "means two things here" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_methods_keep_their_colour() -> None:
