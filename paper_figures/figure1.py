@@ -141,6 +141,8 @@ def against_teacher(scene: Scene, judge: str, source: str) -> Interval | None:
 
 def _headline(scene: Scene, judge: str, source: str, top: Axes, color: str) -> list[str]:
     """The teacher's level, the student's point and the paper's mark; returns sentences for the caption."""
+    from matplotlib.patheffects import withStroke
+
     ppl = scene.metric("perplexity") or ""
     teacher, student = scene.cell("dfm", source, LONG), scene.cell("tsdfm", source, SHORT)
     notes = []
@@ -158,6 +160,8 @@ def _headline(scene: Scene, judge: str, source: str, top: Axes, color: str) -> l
             textcoords="offset points",
             fontsize=5.5,
             color=FAINT,
+            zorder=5,
+            path_effects=[withStroke(linewidth=2, foreground="white")],  # readable where a curve runs through it
         )
     if point is not None and student is not None:
         top.plot(
