@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "paper_figures" / "sweeps").glob("*.toml"))
 
 
-RECORDED = {"table1", "table3", "figure1", "figure2", "frontier", "speed-quality", "convergence"}
-"""What the recorded results draw; Table 2 and Figure 3 need the students of an ablation."""
+RECORDED = {"table1", "table3", "figure1", "frontier", "speed-quality", "convergence"}
+"""What the recorded results draw; Table 2 and Figure 3 need the students of an ablation, Figure 2 trajectories."""
 
 
 def invoke(*words: object) -> Any:
