@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tsdfm_bench.paper_figures.base import SHORT, NothingToDraw
+from tsdfm_bench.paper_figures.base import SHORT, NothingToDraw, plain_draws
 from tsdfm_bench.results.evidence import Evidence, EvidenceCell
 from tsdfm_bench.results.rows import Row, pick
 
@@ -130,7 +130,7 @@ def ablations(evidence: Evidence) -> list[Ablation]:
         raise NothingToDraw("no variants.json: nothing says what distinguishes the trained networks")
     groups: dict[tuple[Any, ...], list[EvidenceCell]] = {}
     for cell in evidence.cells:
-        if cell.variant and cell.first["steps"] == SHORT and cell.first["top_p"] is None:
+        if cell.variant and cell.first["steps"] == SHORT and plain_draws(cell):
             groups.setdefault((*cell.group, cell.first["source"]), []).append(cell)
     found = [ablation for cells in groups.values() if (ablation := _ablation(cells)) is not None]
     if not found:

@@ -148,14 +148,17 @@ class Scene:
         ]
 
 
-def _plain(cell: EvidenceCell) -> bool:
+def plain_draws(cell: EvidenceCell) -> bool:
+    """Whether a cell was sampled as trained: temperature 1, no nucleus, fp64."""
     first = cell.first
+    return first["temperature"] in (None, 1.0) and first["top_p"] is None and first["draw"] in ("", "fp64")
+
+
+def _plain(cell: EvidenceCell) -> bool:
     return (
-        first["temperature"] in (None, 1.0)
-        and first["top_p"] is None
-        and first["draw"] in ("", "fp64")
+        plain_draws(cell)
         and not cell.options
-        and first["checkpoint"] != "oracle"
+        and cell.first["checkpoint"] != "oracle"
         and (not cell.variant or bool(cell.variant["default"]))
     )
 

@@ -77,6 +77,7 @@ def results(tmp_path: Path) -> Path:
     rows += rows_of("real", 20.0, 3.9, kind="reference", steps=None, source="", temperature=None, draw="", tv=0.01)
     for t in (0.7, 0.85, 1.2):
         rows += rows_of("tsdfm", 50 * t, 3.5 + 0.5 * (t - 1), temperature=t)
+        rows += rows_of("tsdfm", 44 * t, 3.2 + 0.5 * (t - 1), temperature=t, weights="sha256:00abcdef")
         rows += rows_of("dfm", 79 * t, 3.9 + 0.5 * (t - 1), temperature=t)
     for s in (1, 2, 4, 8):
         rows += rows_of("dfm", 9.0 + 1 / s, 3.8, steps=s, checkpoint="oracle", tv=0.5 / s)
@@ -119,6 +120,7 @@ def test_everything_is_drawn_and_says_what_it_shows(results: Path, tmp_path: Pat
     for name in ("figure1-a", "figure2", "figure3", "convergence"):
         for ending in ("pdf", "svg", "png"):
             assert figure_metadata(out / f"{name}.{ending}")["rows"]
+    assert not any("-1.2 " in row for row in figure_metadata(out / "figure3.png")["rows"])  # one temperature only
     made = json.loads((out / "figure1-a.made.json").read_text())
     assert made["published"][0]["value"] == 32
     assert "× 1.29" in (out / "table3.md").read_text()
