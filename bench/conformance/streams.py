@@ -18,12 +18,19 @@ if TYPE_CHECKING:
 
     from tsdfm_bench.api import SampleRequest
 PARTS = ((0, 3), (3, 1), (4, BATCH - 4))  # first sequence and number of sequences
+ROUNDED = 1
+"""Sequences of 8 that may differ between batch sizes where a network is asked: matrix products of another shape round
+differently, which changes one draw in ten thousand. A fault of the method changes most sequences."""
 LEAST = 3  # different sequences of 32: a generator may have collapsed, which is no fault of its streams
 
 
 def repeatable(subject: Subject) -> str:
     """Same streams, same tokens: twice, in parts, in another order, after a new start."""
+    import torch
+
     kinds = 0
+    networks = subject.method.networks().values()
+    spare = ROUNDED if any(True for network in networks for _ in network.parameters()) else 0
     others = [item for item in subject.variations() if subject.setting.default or "draw" in item[1]]
     for name, settings in [("", {}), *others]:  # beside the default setting, only the draw has a law of its own
         whole = _sample(subject, settings, plain=not name)
@@ -34,15 +41,17 @@ def repeatable(subject: Subject) -> str:
         again = _sample(subject, settings)
         _same(whole, again, f"asked twice for the same, it gave other tokens{where}")
         parts = [_sample(subject, settings, batch=size, first=first) for first, size in PARTS]
-        for part, (first, size) in zip(parts, PARTS, strict=True):
-            _same(whole[first : first + size], part, f"what a sequence becomes depends on the size of its batch{where}")
+        if any(part is None for part in parts):
+            raise Failed(f"it serves a batch and refuses a part of it{where}")
+        joined = torch.cat([part for part in parts if part is not None])
+        _same(whole, joined, f"what a sequence becomes depends on the size of its batch{where}", spare)
         _same(whole.flip(0), _sample(subject, settings, backwards=True), f"the order of the sequences matters{where}")
     fresh = subject.load()
     stir()
     resumed = subject.serve(subject.request(BATCH - 4, first=4), fresh).tokens
     plain = _sample(subject, {}, plain=True)
     assert plain is not None
-    _same(plain[4:], resumed, "a newly loaded instance that goes on in the middle gives other tokens")
+    _same(plain[4:], resumed, "a newly loaded instance that goes on in the middle gives other tokens", spare)
     return f"equal when repeated, split, reordered and resumed, {kinds} kinds of request"
 
 
@@ -72,12 +81,12 @@ def _backwards(request: SampleRequest) -> SampleRequest:
     return replace(request, streams=Streams(request.streams.key, request.streams.sequences.flip(0)))
 
 
-def _same(wanted: Tensor, found: Tensor | None, message: str) -> None:
+def _same(wanted: Tensor, found: Tensor | None, message: str, spare: int = 0) -> None:
     if found is None:
         raise Failed(message)
     equal = rows_equal(wanted, found)
     differing = int((~equal).sum())
-    require(differing == 0, f"{message}: {differing} of {len(wanted)} sequences differ")
+    require(differing <= spare, f"{message}: {differing} of {len(wanted)} sequences differ")
 
 
 def independent(subject: Subject) -> str:
