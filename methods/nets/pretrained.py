@@ -101,7 +101,6 @@ class PretrainedNetwork(nn.Module):
             tensors = load_file(str(path))
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{path} is truncated or damaged ({error}); restore it or train again") from error
-        check_sum(Path(folder))
         wanted = network.state_dict()
         problems = [f"missing {name}" for name in wanted if name not in tensors]
         problems += [f"unexpected {name}" for name in tensors if name not in wanted]
@@ -113,5 +112,6 @@ class PretrainedNetwork(nn.Module):
         if problems:
             shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
             raise CheckpointError(f"{path} does not fit its configuration: {shown}")
+        check_sum(Path(folder))
         network.load_state_dict({name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()})
         return network.to(device).eval()

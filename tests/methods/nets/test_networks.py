@@ -129,7 +129,8 @@ def test_saved_and_loaded_networks_are_equal(network: DiT, tmp_path) -> None:
     assert loaded.config == network.config
     for name, tensor in network.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], tensor, rtol=0, atol=0)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    files = ["config.json", "model.safetensors", "model.safetensors.sha256"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == files
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_named(tmp_path) -> None:
