@@ -6,6 +6,7 @@ of the task that can be obtained. The judge is loaded when it is first asked.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,11 @@ def find_judge(task: Task, recipe: Recipe, folder: Path, registry: Registry) -> 
         return found
     names = task.info.scorers or DEFAULT_SCORERS
     return NamedJudge(f"{names[0]} (per unit of the scorer)", _Lazy(task, tuple(names), registry))
+
+
+def judges_of(task: Task, registry: Registry) -> Callable[[str], Callable[[np.ndarray], np.ndarray]]:
+    """Spec of a scorer -> judge of finished sequences of a task's ids, loaded when it is first asked."""
+    return lambda spec: _Lazy(task, (spec,), registry)
 
 
 class _Lazy:

@@ -29,6 +29,7 @@ NAMES = {
     "shuffled_energy": "shuffled energy",
     "compass_at_inference": "compass when sampling",
     "oracle": "oracle compass",
+    "scorer": "scorer as compass",
     "seq": "sequence",
     "token": "token",
     "seq_to_token": "sequence, then token",

@@ -66,7 +66,7 @@ def train_command(
     import torch
     from rich.console import Console
 
-    from tsdfm_bench.judge import find_judge
+    from tsdfm_bench.judge import find_judge, judges_of
     from tsdfm_bench.methods.train.command import train_recipe, training_text
     from tsdfm_bench.methods.train.recipe import load_recipe
 
@@ -108,7 +108,7 @@ def train_command(
     with _first_alone(processes):
         registry = Registry()
         loaded = load_task(parse_spec(recipe.task), registry)
-        text = training_text(loaded)
+        text = training_text(loaded, judges_of(loaded, registry))
     if task is None and recipe.vocab_size not in (0, text.vocab_size):
         raise UsageError(
             f"recipe '{recipe.scale}' is for {recipe.vocab_size:,} tokens, its task has {text.vocab_size:,}; name the "

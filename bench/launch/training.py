@@ -145,7 +145,7 @@ def leases_wait(leases: Leases) -> None:
 def _here(work: Work, reporter: Reporter, lease: Lease) -> None:
     import torch
 
-    from tsdfm_bench.judge import find_judge
+    from tsdfm_bench.judge import find_judge, judges_of
     from tsdfm_bench.methods.train.command import train_recipe, training_text
     from tsdfm_bench.methods.train.recipe import load_recipe
     from tsdfm_bench.registry import Registry
@@ -158,7 +158,7 @@ def _here(work: Work, reporter: Reporter, lease: Lease) -> None:
         recipe = recipe.model_copy(update={"task": work.stage["task"]})
     registry = Registry()
     loaded = load_task(parse_spec(recipe.task), registry)
-    text, folder = training_text(loaded), Path(work.folder)
+    text, folder = training_text(loaded, judges_of(loaded, registry)), Path(work.folder)
     stage = str(work.stage["stage"])
     with reporter.phase(f"training {stage}", work.weight, round(work.weight), "steps") as phase:
         phase.doing(stage)

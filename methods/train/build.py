@@ -26,6 +26,7 @@ from tsdfm_bench.methods.train.objectives import (
     SEDDObjective,
 )
 from tsdfm_bench.methods.train.recipe import ORACLE, Recipe, Stage
+from tsdfm_bench.methods.train.scorer_compass import judged_by_model
 from tsdfm_bench.methods.train.shaping import Energy, ShapingChooser, ShapingConfig
 from tsdfm_bench.methods.train.shortcut import BlindChooser, ShortcutObjective
 
@@ -174,6 +175,8 @@ def energy_of(stage: Stage, text: TrainingText, teacher: DiT, folder: Path, devi
         if text.energy is None:
             raise UsageError(f"stage '{stage.name}': task '{text.name}' has no exact law; name a compass stage instead")
         return cast("Energy", text.energy(stage.source))
+    if not stage.compass_stage:
+        return judged_by_model(stage.compass, text, teacher, folder, device)
     path = folder / stage.compass
     compass = Compass.from_pretrained(path, device).requires_grad_(False)
     for name in ("vocab_size", "outputs", "length"):

@@ -29,7 +29,7 @@ from tsdfm_bench.methods.train.data import Draws, TrainingText
 from tsdfm_bench.methods.train.flops import FlopMeter, networks_in
 from tsdfm_bench.methods.train.matching import match_entropy
 from tsdfm_bench.methods.train.objectives import ARObjective
-from tsdfm_bench.methods.train.recipe import ORACLE, Recipe, Stage
+from tsdfm_bench.methods.train.recipe import Recipe, Stage
 from tsdfm_bench.methods.train.records import flops_of, write_cost, write_records
 from tsdfm_bench.methods.train.shaping import ShapingConfig
 from tsdfm_bench.methods.train.trainer import Progress, Trainer
@@ -40,8 +40,13 @@ REPORT_FILE = "report.json"
 COUNTED_STEPS = 8
 
 
-def training_text(task: Task) -> TrainingText:
-    """The training text of a task; raises UsageError if it offers none."""
+def training_text(task: Task, judges: Callable[[str], Judge] | None = None) -> TrainingText:
+    """The training text of a task; raises UsageError if it offers none.
+
+    Args:
+        task: loaded.
+        judges: of its finished sequences, by the spec of a scorer.
+    """
     offer = getattr(task, "training_streams", None)
     info = task.info
     if offer is None:
@@ -60,6 +65,7 @@ def training_text(task: Task) -> TrainingText:
         end_of_text=streams.end_of_text,
         block=streams.block,
         energy=None if exact is None else lambda source: exact("energy", source),
+        judges=judges,
     )
 
 
@@ -199,7 +205,7 @@ def train_stage(
             f"stage '{stage.name}' needs {', '.join(missing)} in {folder}; train them first: "
             f"tsdfm-bench train {recipe.scale} --only {','.join(missing)}"
         )
-    if stage.kind == "tsdfm" and stage.compass != ORACLE:
+    if stage.kind == "tsdfm" and stage.compass_stage:
         require_trust(stage, recipe, text, folder, judge)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if stage.match:

@@ -92,6 +92,7 @@ class TrainingText:
         end_of_text: id that ends a document.
         block: windows start at multiples of this (packed blocks of that length); 0 = anywhere.
         energy: source -> exact energy of noised states, for tasks whose law is known (see `ExactHook.oracle`).
+        judges: spec of a scorer -> judge, (n, length) int64 finished sequences -> (n,) nats per unit; None: no scorers.
     """
 
     name: str
@@ -101,6 +102,7 @@ class TrainingText:
     tokenizer: str
     data_hash: str
     energy: Callable[[str], Any] | None = None
+    judges: Callable[[str], Callable[[np.ndarray], np.ndarray]] | None = None
     end_of_text: int = 0
     block: int = 0
 

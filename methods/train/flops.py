@@ -65,8 +65,8 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
 
 
-def networks_in(holder: object, depth: int = 2) -> Iterator[PretrainedNetwork]:
-    """The networks an objective holds: frozen teachers, the semi-teacher, a chooser's compass."""
+def networks_in(holder: object, depth: int = 3) -> Iterator[PretrainedNetwork]:
+    """The networks an objective holds: frozen teachers, the semi-teacher, a chooser's compass or judge."""
     for value in vars(holder).values() if hasattr(holder, "__dict__") else ():
         if isinstance(value, DiT | CausalTransformer | Compass):
             yield value

@@ -24,6 +24,8 @@ from tsdfm_bench.methods.train.trainer import TrainingConfig
 RECIPES = Path(__file__).parent / "recipes"
 ORACLE = "oracle"
 """In place of a compass stage: the task's exact law."""
+NETWORK, SCORER = "network:", "scorer:"
+"""Before what judges in place of a compass stage, see `scorer_compass`: an autoregressive stage, or a scorer."""
 
 TABLES = ("options", "shaping", "training")
 """Tables of a stage that are merged with those of the stage it is like."""
@@ -75,7 +77,9 @@ class Stage(_Strict):
         forget_time: t of `start_from` at which the network starts for every value of its own conditioning scalar, where
             that is not t (mdlm, sedd).
         teacher: name of the frozen DFM stage (compass, fsdfm, tsdfm).
-        compass: name of the compass stage (tsdfm), or "oracle": the exact NLL of the state, if the task's law is known.
+        compass: name of the compass stage (tsdfm); or "oracle": the exact NLL of the state, if the task's law is known;
+            or "network:NAME" (an autoregressive stage) or "scorer:SPEC": the NLL of what the teacher makes of the
+            state, see `scorer_compass`.
         despite_checks: train a student with a compass that failed its checks.
         builder: name of a student stage whose jumps are a compass's negatives; default: the teacher's.
         blocks: of the compass, copied from the teacher.
@@ -110,8 +114,14 @@ class Stage(_Strict):
     @property
     def needs(self) -> list[str]:
         """Stages that must be finished first."""
-        named = (self.start_from, self.teacher, self.compass, self.builder, self.cost_of, self.match)
-        return [name for name in named if name not in ("", ORACLE)]
+        judge = self.compass.removeprefix(NETWORK) if self.compass.startswith(NETWORK) else self.compass_stage
+        named = (self.start_from, self.teacher, judge, self.builder, self.cost_of, self.match)
+        return [name for name in named if name]
+
+    @property
+    def compass_stage(self) -> str:
+        """Name of the trained compass that shapes it; "" without shaping or where something else judges."""
+        return "" if self.compass == ORACLE or self.compass.startswith((NETWORK, SCORER)) else self.compass
 
     @property
     def control(self) -> str:
@@ -119,7 +129,8 @@ class Stage(_Strict):
         if self.kind == "fsdfm":
             return "entropy_matched" if self.match else "flop_matched" if self.cost_of else "unshaped"
         rule = str(self.shaping.get("rule", "argmin"))
-        return CONTROL_OF_RULE.get(rule, "oracle" if self.compass == ORACLE else "none")
+        judged = "oracle" if self.compass == ORACLE else "none" if self.compass_stage else "scorer"
+        return CONTROL_OF_RULE.get(rule, judged)
 
 
 class Recipe(_Strict):
@@ -172,17 +183,24 @@ class Recipe(_Strict):
                     f"stage '{stage.name}': tau is in [0, 1], not {stage.shaping['tau']}; a student without shaping "
                     "is of kind fsdfm"
                 )
-            if stage.kind == "tsdfm" and stage.compass != ORACLE:
-                compass = seen.get(stage.compass)
-                if compass is None or compass.kind != "compass" or compass.teacher != stage.teacher:
-                    raise ValueError(
-                        f"stage '{stage.name}' needs `compass`, an earlier stage trained on the same teacher"
-                    )
+            if stage.kind == "tsdfm":
+                self._check_compass(stage, seen)
             self._check_controls(stage, seen)
             self.training_of(stage)
             ShapingConfig(**stage.shaping)
             seen[stage.name] = stage
         return self
+
+    def _check_compass(self, stage: Stage, seen: dict[str, Stage]) -> None:
+        if stage.compass.startswith(NETWORK) and seen[stage.compass.removeprefix(NETWORK)].kind != "ar":
+            raise ValueError(f"stage '{stage.name}': `compass = \"{stage.compass}\"` names no stage of kind ar")
+        if stage.compass_stage == stage.compass:
+            compass = seen.get(stage.compass)
+            if compass is None or compass.kind != "compass" or compass.teacher != stage.teacher:
+                raise ValueError(
+                    f"stage '{stage.name}' needs `compass`: an earlier stage trained on the same teacher, \"oracle\", "
+                    '"network:NAME" or "scorer:SPEC"'
+                )
 
     def _check_controls(self, stage: Stage, seen: dict[str, Stage]) -> None:
         for key, name in (("cost_of", stage.cost_of), ("match", stage.match)):
