@@ -448,6 +448,45 @@ def compare(
 
 
 @app.command()
+def rerun(
+    folder: Folder = None,
+    methods: Annotated[Text, typer.Option("--methods", metavar="LIST", help="Only these generators.")] = None,
+    steps: Annotated[Text, typer.Option("--steps", metavar="LIST", help="Only these step counts.")] = None,
+    sources: Annotated[Text, typer.Option("--sources", metavar="LIST", help="Only these sources.")] = None,
+    out: Out = None,
+    checkpoint: Checkpoint = None,
+    launcher: Launcher = None,
+    jobs: Jobs = None,
+    device: Device = None,
+    threads: Threads = None,
+    plugin: Plugin = None,
+    json: Json = False,
+) -> None:
+    """Make rows of a run again from its plan alone, and say whether tokens and numbers are the same."""
+    from tsdfm_bench.commands.rerun import rerun_command
+
+    filters = {"methods": methods, "steps": steps, "sources": sources}
+    given = {"out": out, "checkpoint": checkpoint, "launcher": launcher, "jobs": jobs, "device": device}
+    given |= {"threads": threads, "plugins": plugin or None}
+    _leave(lambda: rerun_command(folder, filters, given, json))
+
+
+@app.command()
+def cite(
+    folder: Folder = None,
+    methods: Annotated[
+        Text, typer.Option("--methods", metavar="LIST", help="Of these generators instead of a run's.")
+    ] = None,
+    plugin: Plugin = None,
+    json: Json = False,
+) -> None:
+    """Print what to cite for a run: this harness, and its methods, measures, scorers and text, as BibTeX."""
+    from tsdfm_bench.commands.cite import cite_command
+
+    _leave(lambda: cite_command(folder, methods, plugin or [], json))
+
+
+@app.command()
 def verify(
     folder: Folder = None,
     claims: Annotated[
