@@ -466,8 +466,8 @@ def rerun(
     from tsdfm_bench.commands.rerun import rerun_command
 
     filters = {"methods": methods, "steps": steps, "sources": sources}
-    given = {"out": out, "checkpoint": checkpoint, "launcher": launcher, "jobs": jobs, "device": device}
-    given |= {"threads": threads, "plugins": plugin or None}
+    given: dict[str, Any] = {"out": out, "checkpoint": checkpoint, "launcher": launcher, "jobs": jobs}
+    given |= {"device": device, "threads": threads, "plugins": plugin or None}
     _leave(lambda: rerun_command(folder, filters, given, json))
 
 
