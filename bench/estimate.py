@@ -242,7 +242,7 @@ class Estimator:
     def _stored_rate(self, group: Sequence[PlannedCell]) -> Rate | None:
         """From the costs that the run folder holds, if they were measured on this device."""
         from tsdfm_bench.launch.batches import read_costs
-        from tsdfm_bench.meter import device_name
+        from tsdfm_bench.meter import measured_on
 
         seconds, calls, looked, peak = 0.0, 0, 0, 0
         for planned in group:
@@ -252,7 +252,7 @@ class Estimator:
                 costs = read_costs(self.job.folder, planned.cell.id).values()
                 looked += bool(costs)
                 for cost in costs:
-                    if cost.device == device_name(self.job.device):
+                    if cost.device == measured_on(self.job.device):
                         seconds += cost.seconds
                         calls += next(iter(cost.calls.values()), 0)
                         peak = max(peak, cost.peak_memory_bytes)
@@ -342,9 +342,9 @@ class Estimator:
             return None
 
     def _key(self, kind: str, about: Mapping[str, Any]) -> str:
-        from tsdfm_bench.meter import device_name
+        from tsdfm_bench.meter import measured_on
 
-        where = {"device": device_name(self.job.device), "threads": self.job.threads, "version": __version__}
+        where = {"device": measured_on(self.job.device), "threads": self.job.threads, "version": __version__}
         return json_hash({"kind": kind, **about, **where})[:24]
 
     def _path(self, key: str) -> Path:

@@ -79,3 +79,11 @@ def test_a_cell_made_on_two_kinds_of_device_says_both() -> None:
     assert cell is not None
     assert cell.device == "NVIDIA A100, NVIDIA H100"
     assert cell.seconds == 3.0
+
+
+def test_seconds_without_optimisations_belong_to_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not compared with others unseen, nor taken for an estimate of others."""
+    monkeypatch.setenv("TSDFM_BENCH_PLAIN", "1")
+    with Meter({}).measure(1) as cost:
+        pass
+    assert cost.device == "cpu (optimisations off)"
