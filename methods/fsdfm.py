@@ -88,9 +88,9 @@ class CumulativeKernel(Kernel):
         given = (logits, current, log_ratio, candidate, u_leave, u_token, visit.last)
         parts = list(pieces(*logits.shape))
         if len(parts) > 1:
-            drawn = torch.cat([self._drawn(*(x[s] for x in given), visit.any_last) for s in parts])
+            drawn = torch.cat([self._drawn(*(x[s] for x in given), any_last=visit.any_last) for s in parts])
         else:
-            drawn = self._drawn(*given, visit.any_last)
+            drawn = self._drawn(*given, any_last=visit.any_last)
         state.write(rows, positions, drawn)
 
     def _drawn(
@@ -102,6 +102,7 @@ class CumulativeKernel(Kernel):
         u_leave: Tensor,
         u_token: Tensor,
         last: Tensor,
+        *,
         any_last: bool,
     ) -> Tensor:
         """Where n candidates go, (n,) int64; everything else is (n,), the logits (n, outputs)."""
