@@ -67,7 +67,7 @@ class CausalLM:
     options: Mapping[str, Any] = OPTIONS
 
     def __init__(self, model: Any, tokenizer: Any, info: ScorerInfo, settings: Mapping[str, Any]) -> None:
-        self.model = fuse_activations(model)
+        self.model: Any = fuse_activations(model)
         self.tokenizer = tokenizer
         self.settings = settings
         self.body: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
