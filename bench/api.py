@@ -10,6 +10,7 @@ A plug-in author needs this module, `tsdfm_bench.rng` and `tsdfm_bench.errors`, 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -21,6 +22,17 @@ if TYPE_CHECKING:
     from tsdfm_bench.rng import Streams
 
 API_VERSION = 1
+PLAIN_VARIABLE = "TSDFM_BENCH_PLAIN"
+
+
+def plain() -> bool:
+    """Whether samplers and scorers are to leave their optimisations out: TSDFM_BENCH_PLAIN is set, and not to 0.
+
+    The one switch of all of them, read where each would begin. Laws and scores are the same without; what is the same
+    to the token, and what only in law, is said in `methods/README.md`.
+    """
+    return os.environ.get(PLAIN_VARIABLE, "0") not in ("", "0")
+
 
 Draw = Literal["fp64", "legacy-fp32"]
 TopPRule = Literal["inclusive", "exclusive"]

@@ -6,8 +6,9 @@ number of threads, so a second plan asks nobody. Costs that the run folder itsel
 
 The result is an estimate: steps that are skipped because nothing can change, and rows that leave a batch, are taken
 into account only roughly (`expected_calls`), and computing the metrics is not included. Peak memory is measured in the
-same calls: the device's, or on a CPU that of the whole process. A method that draws all its positions in the few steps
-of the timing needs no less there than in many steps, so it is an upper bound where steps reveal few positions each.
+same calls: the device's, or on a CPU that of the whole process. It depends on how many positions one call has to draw,
+and that on one over the number of steps; without steps, on the tokens that are kept. So it is measured twice and taken
+to be linear.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from tsdfm_bench.scoring import Judge
 
 TIMED_STEPS = 4
+MEMORY = 4  # so many times the steps, or tokens, in the second measurement of memory
 TIMED_TOKENS = 12  # of methods without steps: one token a call
-TIMED_TEXTS = 8
 COSTS_READ = 3  # cells per network whose stored costs are looked at
 BYTES_PER_TOKEN = 4
 BYTES_PER_UNIT = 9  # NLL, id, whether it is special
@@ -48,6 +49,8 @@ class Rate:
         features: bytes of features per text.
         origin: "this run", "an earlier measurement" or "measured now".
         peak_bytes: of memory while it was measured, 0 if unknown.
+        extent: what that depends on (`_extent`); 0 if it holds for any.
+        more_peak_bytes, more_extent: the same at another extent, 0 if it was not measured.
     """
 
     seconds: float
@@ -55,6 +58,17 @@ class Rate:
     features: int = 0
     origin: str = "measured now"
     peak_bytes: int = 0
+    extent: float = 0.0
+    more_peak_bytes: int = 0
+    more_extent: float = 0.0
+
+    def peak_at(self, cell: Cell) -> int:
+        """Bytes for a cell: linear through the two measurements, but not less than half of both."""
+        if not (self.more_peak_bytes and self.extent != self.more_extent):
+            return self.peak_bytes
+        share = (_extent(cell) - self.more_extent) / (self.extent - self.more_extent)
+        found = self.more_peak_bytes + share * (self.peak_bytes - self.more_peak_bytes)
+        return round(max(found, min(self.peak_bytes, self.more_peak_bytes) / 2))
 
 
 @dataclass(frozen=True)
@@ -165,8 +179,17 @@ class Estimator:
             if rate is not None:
                 stored += round(texts * (rate.units * BYTES_PER_UNIT + rate.features))
         device = device_name(self.job.device)
-        methods = (self.rate(group[0], group) for group in networks.values())
-        scorers = (self.scorer_rate(judge) for judge in judges if scoring.get(judge.name))
+        methods = [
+            rate.peak_at(planned.cell)
+            for group in networks.values()
+            if (rate := self.rate(group[0], group)) is not None
+            for planned in group
+        ]
+        scorers = [
+            rate.peak_bytes
+            for judge in judges
+            if scoring.get(judge.name) and (rate := self.scorer_rate(judge)) is not None
+        ]
         return Estimate(
             sampling,
             scored,
@@ -174,8 +197,8 @@ class Estimator:
             device,
             self.job.threads,
             tuple(dict.fromkeys(self.notes)),
-            _largest_peak(methods),
-            _largest_peak(scorers),
+            max(filter(None, methods), default=None),
+            max(filter(None, scorers), default=None),
         )
 
     def sampling_s(self, planned: PlannedCell, batches: int) -> float | None:
@@ -208,18 +231,18 @@ class Estimator:
         if key not in self._known:
             self._known[key] = self._stored_rate(group) or self._kept(key)
             if self._known[key] is None and self.measure:
-                self._known[key] = self._timed(key, planned.cell.label, lambda: self._time_method(planned))
+                self._known[key] = self._timed(key, planned.cell.label, lambda: self._time_method(planned, group))
         return self._known[key]
 
     def _method_key(self, planned: PlannedCell) -> str:
         cell = planned.cell
-        about = {"group": planned.group, "length": cell.length, "steps": cell.steps is None, "draw": cell.draw}
+        about = {"group": planned.group, "length": cell.length, "steps": cell.steps is None, "draw": cell.draw, "v": 2}
         return self._key("method", about | {"batch_size": self.job.batch_size})
 
     def _stored_rate(self, group: Sequence[PlannedCell]) -> Rate | None:
         """From the costs that the run folder holds, if they were measured on this device."""
         from tsdfm_bench.launch.batches import read_costs
-        from tsdfm_bench.meter import device_name
+        from tsdfm_bench.meter import measured_on
 
         seconds, calls, looked, peak = 0.0, 0, 0, 0
         for planned in group:
@@ -229,13 +252,15 @@ class Estimator:
                 costs = read_costs(self.job.folder, planned.cell.id).values()
                 looked += bool(costs)
                 for cost in costs:
-                    if cost.device == device_name(self.job.device):
+                    if cost.device == measured_on(self.job.device):
                         seconds += cost.seconds
                         calls += next(iter(cost.calls.values()), 0)
                         peak = max(peak, cost.peak_memory_bytes)
         return Rate(seconds / calls, origin="this run", peak_bytes=peak) if calls else None
 
-    def _time_method(self, planned: PlannedCell) -> Rate:
+    def _time_method(self, planned: PlannedCell, group: Sequence[PlannedCell]) -> Rate:
+        from dataclasses import replace
+
         import torch
 
         from tsdfm_bench.launch.cost import expected_calls
@@ -249,8 +274,14 @@ class Estimator:
             method.sample(_request(job, short, min(2, job.batch_size)))
             with meter.measure(job.batch_size) as cost:
                 method.sample(_request(job, short, job.batch_size))
-        calls = next(iter(cost.calls.values()), 0) or expected_calls(short)
-        return Rate(cost.seconds / calls, peak_bytes=cost.peak_memory_bytes)
+            calls = next(iter(cost.calls.values()), 0) or expected_calls(short)
+            rate = Rate(cost.seconds / calls, peak_bytes=cost.peak_memory_bytes, extent=_extent(short))
+            longer = _shortened(max((p.cell for p in group), key=lambda c: c.steps or c.length), MEMORY)
+            if _extent(longer) == _extent(short):
+                return rate
+            with meter.measure(job.batch_size) as more:
+                method.sample(_request(job, longer, job.batch_size))
+        return replace(rate, more_peak_bytes=more.peak_memory_bytes, more_extent=_extent(longer))
 
     # ------------------------------------------------------------------------------------------------- scorers
 
@@ -270,6 +301,7 @@ class Estimator:
     def _time_scorer(self, judge: Judge) -> Rate:
         from tsdfm_bench.meter import Meter
         from tsdfm_bench.rng import Streams
+        from tsdfm_bench.scoring import texts_at_once
 
         job = self.job
         cls = job.registry.load("scorers", judge.spec.name)
@@ -278,14 +310,15 @@ class Estimator:
                 cls.fetch(judge.spec.params())
             scorer = cls.load(judge.spec.params(), job.device)
         length = job.task.info.length
-        batch = job.task.reference("real", Streams.of(0, "timing", TIMED_TEXTS, 0, "cpu"), length)
+        count = texts_at_once(job)
+        batch = job.task.reference("real", Streams.of(0, "timing", count, 0, "cpu"), length)
         texts = job.task.decode(batch.tokens.numpy(), batch.lengths.numpy())
         scorer.score(texts[:2])
-        with Meter({}, job.device).measure(TIMED_TEXTS) as cost:
+        with Meter({}, job.device).measure(count) as cost:
             scores = scorer.score(texts)
-        units = sum(len(nll) for nll in scores.nll) / TIMED_TEXTS
+        units = sum(len(nll) for nll in scores.nll) / count
         features = 0 if scores.features is None else scores.features[0].nbytes
-        return Rate(cost.seconds / TIMED_TEXTS, units, features, peak_bytes=cost.peak_memory_bytes)
+        return Rate(cost.seconds / count, units, features, peak_bytes=cost.peak_memory_bytes)
 
     # ------------------------------------------------------------------------------------------------- storage
 
@@ -309,18 +342,13 @@ class Estimator:
             return None
 
     def _key(self, kind: str, about: Mapping[str, Any]) -> str:
-        from tsdfm_bench.meter import device_name
+        from tsdfm_bench.meter import measured_on
 
-        where = {"device": device_name(self.job.device), "threads": self.job.threads, "version": __version__}
+        where = {"device": measured_on(self.job.device), "threads": self.job.threads, "version": __version__}
         return json_hash({"kind": kind, **about, **where})[:24]
 
     def _path(self, key: str) -> Path:
         return self.cache / "timing" / f"{key}.json"
-
-
-def _largest_peak(rates: Iterable[Rate | None]) -> int | None:
-    """The largest peak of memory; None if none is known."""
-    return max((rate.peak_bytes for rate in rates if rate is not None and rate.peak_bytes), default=None)
 
 
 @contextlib.contextmanager
@@ -357,13 +385,18 @@ def _offline() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _shortened(cell: Cell) -> Cell:
+def _extent(cell: Cell) -> float:
+    """What a peak of memory is linear in: 1 / steps, or the tokens of a method without steps."""
+    return float(cell.length) if cell.steps is None else 1 / cell.steps
+
+
+def _shortened(cell: Cell, times: int = 1) -> Cell:
     """The cell with few steps, or without steps with few tokens."""
     from dataclasses import replace
 
     if cell.steps is None:
-        return replace(cell, length=min(TIMED_TOKENS, cell.length), prefix="")
-    return replace(cell, steps=min(TIMED_STEPS, cell.steps), prefix="")
+        return replace(cell, length=min(times * TIMED_TOKENS, cell.length), prefix="")
+    return replace(cell, steps=min(times * TIMED_STEPS, cell.steps), prefix="")
 
 
 def _request(job: Job, cell: Cell, rows: int) -> Any:

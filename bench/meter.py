@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tsdfm_bench.api import CostRecord
+from tsdfm_bench.api import CostRecord, plain
 from tsdfm_bench.errors import PluginError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Meter:
         """
         import torch
 
-        cost = BatchCost(sequences, device=device_name(self.device), threads=torch.get_num_threads())
+        cost = BatchCost(sequences, device=measured_on(self.device), threads=torch.get_num_threads())
         cost.calls = dict.fromkeys(self.networks, 0)
         cost.rows = dict.fromkeys(self.networks, 0)
         handles = [
@@ -171,6 +171,11 @@ def device_name(device: str) -> str:
 
         return str(torch.cuda.get_device_name(torch.device(device)))
     return device
+
+
+def measured_on(device: str) -> str:
+    """`device_name`, and whether optimisations are left out: what seconds belong to."""
+    return device_name(device) + (" (optimisations off)" if plain() else "")
 
 
 def _synchronise(device: str) -> None:

@@ -34,17 +34,28 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tupl
         four int64 tensors of 32-bit words, of the broadcast shape.
     """
     c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    factors, keys = _round_constants(key, c0.dim(), c0.device)
+    # words 0 and 2 are multiplied, then change places: both halves of a round are one operation
+    multiplied, other = torch.stack([c0, c2]), torch.stack([c3, c1])
+    for i in range(_ROUNDS):
+        product = multiplied * factors[i % 2]  # 64-bit products; int64 wraps, the bits are the same
+        low = (product & _MASK32).flip(0)
+        multiplied = product.bitwise_right_shift_(32).bitwise_and_(_MASK32).bitwise_xor_(other).bitwise_xor_(keys[i])
+        other = low
+    return multiplied[0], other[1], multiplied[1], other[0]
+
+
+@lru_cache(maxsize=64)
+def _round_constants(key: int, dimensions: int, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+    """Factors of even and odd rounds, and the keys of every round, each (2, 1, ...) int64."""
+    pairs = []
     k0, k1 = key & _MASK32, (key >> 32) & _MASK32
-    for _ in range(_ROUNDS):
-        p0, p1 = c0 * _M0, c2 * _M1  # 64-bit products; int64 wraps, the bits are the same
-        c0, c1, c2, c3 = (
-            ((p1 >> 32) & _MASK32) ^ c1 ^ k0,
-            p1 & _MASK32,
-            ((p0 >> 32) & _MASK32) ^ c3 ^ k1,
-            p0 & _MASK32,
-        )
+    for i in range(_ROUNDS):
+        pairs.append((k1, k0) if i % 2 == 0 else (k0, k1))
         k0, k1 = (k0 + _W0) & _MASK32, (k1 + _W1) & _MASK32
-    return c0, c1, c2, c3
+    shape = (2, *(1 for _ in range(dimensions)))
+    tensors = [torch.tensor(pair, device=device).view(shape) for pair in [(_M0, _M1), (_M1, _M0), *pairs]]
+    return tensors[:2], tensors[2:]
 
 
 @lru_cache(maxsize=4096)

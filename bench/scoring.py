@@ -358,13 +358,18 @@ def _load(judge: Judge, job: Job) -> Scorer | None:
     return None
 
 
+def texts_at_once(job: Job) -> int:
+    """How many texts a scorer is given together; few on a CPU, so that progress is seen."""
+    return CPU_TEXTS if job.device == "cpu" else job.batch_size
+
+
 def _score_cell(cell: Cell, judge: Judge, scorer: Scorer, job: Job, done: int, phase: Phase, lease: Lease) -> None:
     """Score the texts of one cell that follow those `done` before, saving now and then.
 
     Texts are scored in chunks that never change, so that a scorer sees the same texts together after a restart. Of a
     text that continues a prompt, the scores of the continuation are kept.
     """
-    chunk = CPU_TEXTS if job.device == "cpu" else job.batch_size  # small, so that progress is seen
+    chunk = texts_at_once(job)
     done -= done % job.batch_size % chunk
     stored = stored_scores(job.folder, judge, cell.id) if done else None
     parts = [head(stored[0], done)] if stored is not None else []

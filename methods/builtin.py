@@ -118,6 +118,7 @@ class Weighted(ABC):
             None if given is None else str(given),
             None if task is None else str(task),
             trust_pickle=bool(params.get("trust_pickle", False)),
+            sampler=cls.info.name,
         )
 
     @classmethod

@@ -86,6 +86,7 @@ def find(
     task: str | None,
     root: Path | None = None,
     trust_pickle: bool = False,
+    sampler: str | None = None,
 ) -> Checkpoint:
     """The folder a request for weights means.
 
@@ -97,6 +98,7 @@ def find(
         task: name of the task.
         root: where shipped sets lie; None = the package's own.
         trust_pickle: the user allows published weights to be pickles.
+        sampler: the method that samples, if it is not `method`; some published weights are its own (`public`).
 
     Raises:
         UsageError: a name that cannot be a name.
@@ -111,7 +113,7 @@ def find(
     if not checkpoint.strip() or "\0" in checkpoint:
         raise UsageError("an empty checkpoint name; leave --checkpoint out for the shipped weights")
     if checkpoint.startswith("hf:") or _is_public(checkpoint):
-        return _find_public(checkpoint, method, source, trust_pickle)
+        return _find_public(checkpoint, _published_as(method, sampler), source, trust_pickle)
     path = Path(checkpoint).expanduser()
     if _is_set_name(checkpoint) and not path.exists():
         return _from_set(checkpoint, name, method, source, root or WEIGHTS_ROOT, asked=checkpoint)
@@ -124,6 +126,12 @@ def _is_public(checkpoint: str) -> bool:
     from tsdfm_bench.methods.public import files
 
     return files.is_public(Path(files.split_choice(checkpoint)[0]).expanduser())
+
+
+def _published_as(method: str, sampler: str | None) -> str:
+    from tsdfm_bench.methods.public.conventions import METHODS
+
+    return sampler if sampler is not None and any(sampler in names for names in METHODS.values()) else method
 
 
 def _find_public(checkpoint: str, method: str, source: str | None, trust_pickle: bool) -> Checkpoint:

@@ -25,7 +25,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from tsdfm_bench.api import Identity, MethodInfo, OracleSource
+from tsdfm_bench.api import Identity, MethodInfo, OracleSource, plain
 from tsdfm_bench.errors import CheckpointError, UsageError
 from tsdfm_bench.methods.core.denoiser import Denoiser
 from tsdfm_bench.methods.core.grid import Grid
@@ -61,8 +61,12 @@ class CumulativeKernel(Kernel):
 
     def visits(self, state: State, grid: Grid) -> Iterator[Visit]:
         """The candidates of the whole run, drawn first."""
-        events = bernoulli_events(state.streams, state.free, self.candidate_probability(grid), once=self.once)
-        for visit in plan(events, grid.start, grid.end, state.streams, ("token", "leave")):
+        candidate = self.candidate_probability(grid)
+        if plain() and not self.once:  # no thinning: everything in every step
+            candidate = torch.ones_like(candidate)
+        events = bernoulli_events(state.streams, state.free, candidate, once=self.once)
+        tables = {"candidate": candidate, "log_ratio": self.posterior.schedule.log_survival(grid.start, grid.end)}
+        for visit in plan(events, grid.start, grid.end, state.streams, ("token", "leave"), tables=tables):
             if visit.any_last and self.close_masked_only:
                 masked = state.tokens[visit.state_rows, visit.at_positions] == self.posterior.mask_id
                 visit = visit.keep(masked | ~visit.last)
@@ -75,20 +79,41 @@ class CumulativeKernel(Kernel):
         rows, positions = visit.state_rows, visit.at_positions
         current = state.tokens[rows, positions]
         logits = self.posterior.logits(state, visit)
-        log_ratio = self.posterior.schedule.log_survival(visit.t, visit.t_next)[visit.at_rows]
         u_leave, u_token = (visit.uniform(site, state.streams) for site in ("leave", "token"))
-        for s in pieces(*logits.shape):
-            z, last = current[s, None], visit.last[s]
-            no_mask = True if self.once else last if visit.any_last else False
-            weights = self.posterior.weights(logits[s], no_mask)
-            stay = weights.gather(1, z)
-            weights.scatter_(1, z, torch.where(last[:, None], stay, 0.0) if visit.any_last else 0.0)
-            others = weights.sum(dim=1)
-            leave = torch.expm1(log_ratio[s] * (others / (others + stay[:, 0]))) / torch.expm1(log_ratio[s])
-            goes = (u_leave[s] < leave) | last
-            token = self.posterior.policy.categorical(weights, u_token[s])
-            current[s] = torch.where(goes, token, current[s])
-        state.write(rows, positions, current)
+        if "log_ratio" in visit.of_steps:
+            log_ratio, candidate = visit.of_steps["log_ratio"], visit.of_steps["candidate"]
+        else:
+            log_ratio = self.posterior.schedule.log_survival(visit.t, visit.t_next)[visit.at_rows]
+            candidate = -torch.expm1(log_ratio)
+        given = (logits, current, log_ratio, candidate, u_leave, u_token, visit.last)
+        parts = list(pieces(*logits.shape))
+        if len(parts) > 1:
+            drawn = torch.cat([self._drawn(*(x[s] for x in given), any_last=visit.any_last) for s in parts])
+        else:
+            drawn = self._drawn(*given, any_last=visit.any_last)
+        state.write(rows, positions, drawn)
+
+    def _drawn(
+        self,
+        logits: Tensor,
+        current: Tensor,
+        log_ratio: Tensor,
+        candidate: Tensor,
+        u_leave: Tensor,
+        u_token: Tensor,
+        last: Tensor,
+        *,
+        any_last: bool,
+    ) -> Tensor:
+        """Where n candidates go, (n,) int64; everything else is (n,), the logits (n, outputs)."""
+        weights = self.posterior.weights(logits, True if self.once else last if any_last else False)
+        z = current[:, None]
+        stay = weights.gather(1, z)
+        weights.scatter_(1, z, torch.where(last[:, None], stay, 0.0) if any_last else 0.0)
+        token, others = self.posterior.policy.categorical_and_total(weights, u_token)
+        leave = -torch.expm1(log_ratio * (others / (others + stay.squeeze(1))))
+        goes = u_leave * candidate < leave
+        return torch.where(goes | last if any_last else goes, token, current)
 
     def transition(self, p: Tensor, z: Tensor, t: float, t_next: float, last: bool = False) -> Tensor:
         """The law of one step as a matrix.

@@ -37,7 +37,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from tsdfm_bench.api import MethodInfo, SampleRequest
+from tsdfm_bench.api import MethodInfo, SampleRequest, plain
 from tsdfm_bench.methods.builtin import Diffusion, one_of, schedule_of
 from tsdfm_bench.methods.core.denoiser import Denoiser, NetworkDenoiser
 from tsdfm_bench.methods.core.finaliser import FINALISERS, Finaliser, Rule
@@ -73,7 +73,7 @@ class MaskedKernel(Kernel):
         """The reveals of the whole run, drawn first."""
         free = state.free.cpu()
         events = bernoulli_events(state.streams, free, self.reveal_probability(grid.start, grid.end), once=True)
-        also = _until_finished(events, free, len(grid)) if self.every_step else None
+        also = _until_finished(events, free, len(grid)) if self.every_step or plain() else None
         return plan(events, grid.start, grid.end, state.streams, ("token",), also)
 
     def step(self, state: State, visit: Visit) -> None:

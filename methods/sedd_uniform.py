@@ -29,6 +29,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from tsdfm_bench.api import plain
 from tsdfm_bench.methods.core.grid import Grid
 from tsdfm_bench.methods.core.kernel import Kernel, Posterior, pieces
 from tsdfm_bench.methods.core.state import State
@@ -62,7 +63,7 @@ class UniformKernel(Kernel):
         """The grid and the closing step: everything in every step, or candidates drawn first (see the module)."""
         end = grid.end[-1:]
         walk = Grid(torch.cat([grid.start, end]), torch.cat([grid.end, torch.ones_like(end)]))
-        if not self.implied or self.posterior.policy.legacy:
+        if not self.implied or self.posterior.policy.legacy or plain():
             return every_step(state, walk)
         bound = self.most_leaving(walk.start, walk.end, torch.arange(len(walk)) == len(walk) - 1)
         events = bernoulli_events(state.streams, state.free, bound)
@@ -102,9 +103,9 @@ class UniformKernel(Kernel):
         kappa, scale, u_leave = posterior.schedule.kappa(t), self.scale(t, t_next, closing), None
         if not posterior.policy.legacy:
             u_leave = visit.uniform("leave", state.streams)
-            if self.implied:  # the candidates were drawn with this probability
+            if self.implied and not plain():  # the candidates were drawn with this probability
                 u_leave = u_leave * self.most_leaving(t, t_next, closing)
-            else:
+            elif not plain():
                 bound = self._leave_bound(logits, z, scale, self.analytic(closing))
                 posterior.policy.watch(bound)  # a bound that is not a number would select nothing, silently
                 candidate = u_leave < bound * (1 + _MARGIN) + _MARGIN**2

@@ -167,6 +167,9 @@ class _Builder:
             self._setting("n", "n", lambda cell: whole(cell.n))
         elif counts:
             self.shared.insert(0, f"{counts.pop()} sequences per row")
+        # Seconds of different devices stand in one column only with the devices beside them.
+        if len({cell.first["device"] for cell in self.methods if cell.first["device"]}) > 1:
+            self._setting("device", "device", lambda cell: cell.first["device"] or MISSING, align="left")
         # Rows that would read the same are told apart by their weights.
         shown = [tuple(value.text for value in self.identity(cell).values()) for cell in self.methods]
         if len(set(shown)) < len(shown):
@@ -176,7 +179,7 @@ class _Builder:
         self, key: str, title: str, text: Callable[[CellRows], str], align: Literal["left", "right"] = "right"
     ) -> None:
         self.settings[key] = text
-        self.columns.append(TableColumn(key, title, align=align, wrap=20 if key == "checkpoint" else 0))
+        self.columns.append(TableColumn(key, title, align=align, wrap=20 if key in ("checkpoint", "device") else 0))
 
     def _calls_detail(self) -> str:
         return "per seq." if any(_calls_differ(cell) for cell in self.methods) else ""

@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from tsdfm_bench.api import plain
 from tsdfm_bench.methods.core.schedule import Schedule
 
 Kind = Literal["x0_logits", "log_score"]
@@ -141,7 +142,7 @@ class NetworkDenoiser:
         self.kind: Kind = kind
         self.conditioning = conditioning
         self.step_aware = step_aware
-        self.heads_at = heads_at
+        self.heads_at = heads_at and not plain()
 
     def predict(self, tokens: Tensor, condition: Condition, rows: Tensor, positions: Tensor) -> Tensor:
         """See `Denoiser.predict`; one forward call."""

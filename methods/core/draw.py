@@ -24,7 +24,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from tsdfm_bench.api import Draw
+from tsdfm_bench.api import Draw, plain
 from tsdfm_bench.errors import PluginError, unknown_name
 from tsdfm_bench.methods.core.sharpen import Sharpen
 
@@ -35,12 +35,15 @@ _GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)  # the constants of SplitMix64 as signed
 _MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX2 = 0x94D049BB133111EB - (1 << 64)
 _RACE_ELEMENTS = 1 << 19
+_FLAT_ELEMENTS = 1 << 15  # fewer are summed faster in one go, on a CPU
+_WATCHED = 4096
+_BELOW_ONE = 1 - 2.0**-50
 
 
 def inverse_cdf(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """The first y whose cumulative weight exceeds u times the total; a token of weight 0 is never returned.
 
-    Two levels (sums of 64 entries, then within the chosen 64) instead of one long cumulative sum.
+    Two levels (sums of 64 entries, then within the chosen 64), or one cumulative sum where there are few entries.
 
     Args:
         weights: (n, K) fp64, non-negative. A row of zeros returns some valid index.
@@ -50,6 +53,8 @@ def inverse_cdf(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         (n,) int64 tokens and (n,) fp64 totals.
     """
     n, size = weights.shape
+    if plain() or (weights.numel() <= _FLAT_ELEMENTS and weights.device.type == "cpu"):
+        return _search(weights.cumsum(dim=1), u)
     whole = size // _BLOCK * _BLOCK
     blocks = weights[:, :whole].reshape(n, -1, _BLOCK).sum(dim=-1)
     if whole < size:
@@ -66,9 +71,17 @@ def inverse_cdf(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     return torch.add(offset, block, alpha=_BLOCK).clamp_max_(size - 1).squeeze(1), total.squeeze(1)
 
 
+def _search(cdf: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """The first entry above u times the last one, (n,) int64, and the last ones, (n,)."""
+    total = cdf[:, -1:].clone()  # no view: it may be kept
+    level = torch.minimum(u[:, None] * total, torch.nextafter(total, _zero(cdf.device)))
+    chosen = torch.searchsorted(cdf, level, right=True).clamp_max_(cdf.shape[1] - 1)
+    return chosen.squeeze(1), total.squeeze(1)
+
+
 def _first_above(weights: Tensor, cdf: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
     """First index whose cumulative weight exceeds `level` (n, 1), and what of the level is left inside it."""
-    below = torch.nextafter(cdf[:, -1:], cdf.new_zeros(()))  # rounding may have put the level at the total or above
+    below = torch.nextafter(cdf[:, -1:], _zero(cdf.device))  # rounding may have put the level at the total or above
     level = torch.minimum(level, below)
     index = torch.searchsorted(cdf, level, right=True).clamp_max_(weights.shape[1] - 1)
     return index, (level - cdf.gather(1, index) + weights.gather(1, index)).clamp_min_(0.0)
@@ -77,6 +90,11 @@ def _first_above(weights: Tensor, cdf: Tensor, level: Tensor) -> tuple[Tensor, T
 @lru_cache(maxsize=8)
 def _columns(device: torch.device) -> Tensor:
     return torch.arange(_BLOCK, device=device)
+
+
+@lru_cache(maxsize=8)
+def _zero(device: torch.device) -> Tensor:
+    return torch.zeros((), dtype=torch.float64, device=device)
 
 
 def race_uniforms(seed: Tensor, size: int) -> Tensor:
@@ -118,7 +136,7 @@ class DrawPolicy:
         if name not in DRAWS:
             raise unknown_name("draw", name, DRAWS)
         self.name = name
-        self._finite: Tensor | None = None
+        self._finite: list[Tensor] = []  # flags, and few numbers that are looked at later
 
     @property
     def legacy(self) -> bool:
@@ -135,12 +153,16 @@ class DrawPolicy:
         Returns:
             (n,) int64 in [0, K).
         """
+        return self.categorical_and_total(weights, u)[0]
+
+    def categorical_and_total(self, weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """`categorical`, and the sums of the weights that it needs anyway: (n,) int64 and (n,) fp64."""
         if self.legacy:
             self.watch(weights)
-            return race(weights.float(), u)
+            return race(weights.float(), u), weights.sum(dim=1, dtype=torch.float64)
         chosen, total = inverse_cdf(weights.double(), u)
         self.watch(total)
-        return chosen
+        return chosen, total
 
     def from_logits(self, logits: Tensor, sharpen: Sharpen, u: Tensor) -> Tensor:
         """One token per row from logits, for few rows at a time: as few operations as there can be.
@@ -155,24 +177,31 @@ class DrawPolicy:
         Returns:
             (n,) int64 in [0, K).
         """
-        if self.legacy or not sharpen.smooth:
+        if self.legacy or not sharpen.smooth or plain():
             return self.categorical(sharpen.weights(logits), u)
         p = torch.softmax(logits if sharpen.temperature == 1 else logits / sharpen.temperature, dim=-1)
         cdf = p.cumsum(dim=-1, dtype=torch.float64)
-        total = cdf[:, -1:]
-        self.watch(total)
-        level = torch.minimum(u[:, None] * total, torch.nextafter(total, total.new_zeros(())))
+        level = u[:, None].clamp_max(_BELOW_ONE) * cdf[:, -1:]  # the sum is about 1, so this is below it
+        self.watch(level)
         return torch.searchsorted(cdf, level, right=True).clamp_max_(logits.shape[1] - 1).squeeze(1)
 
     def watch(self, values: Tensor) -> None:
         """Remember whether all of these are finite; the answer stays on the device until `check`."""
-        finite = torch.isfinite(values).all()
-        self._finite = finite if self._finite is None else self._finite & finite
+        if values.numel() > _WATCHED:
+            values = torch.isfinite(values).all()[None]
+        self._finite.append(values)
+        if len(self._finite) == _WATCHED:
+            self._finite = [self._all_finite()[None]]
 
     def check(self) -> None:
         """Raise PluginError if anything drawn from or watched so far was not finite."""
-        if self._finite is not None and not bool(self._finite):
+        if self._finite and not bool(self._all_finite()):
             raise PluginError(
                 "the network returned logits that are not finite (nan or inf): its weights are damaged or overflow in"
                 " this precision; check the checkpoint, or run it in fp32"
             )
+
+    def _all_finite(self) -> Tensor:
+        """Whether every number is, and no flag is False; () bool."""
+        flags = [x if x.dtype == torch.bool else torch.isfinite(x) for x in self._finite]
+        return torch.cat([x.flatten() for x in flags]).all()

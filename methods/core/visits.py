@@ -16,12 +16,13 @@ one uniform per change, addressed by (sequence, i, position) and therefore indep
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from tsdfm_bench.api import plain
 from tsdfm_bench.methods.core.grid import Grid
 from tsdfm_bench.methods.core.state import State
 from tsdfm_bench.rng import Streams
@@ -41,6 +42,7 @@ class Visit:
         last: (n,) bool, the step is the grid's last.
         any_last: whether `last` has any True entry, known without looking at the device.
         uniforms: random numbers drawn ahead, site -> (n,).
+        of_steps: numbers that belong to the step, name -> (n,).
     """
 
     rows: Tensor
@@ -52,6 +54,7 @@ class Visit:
     last: Tensor
     any_last: bool
     uniforms: dict[str, Tensor] = field(default_factory=dict)
+    of_steps: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def state_rows(self) -> Tensor:
@@ -78,6 +81,7 @@ class Visit:
             self.last[kept],
             self.any_last,
             {site: u[kept] for site, u in self.uniforms.items()},
+            {name: x[kept] for name, x in self.of_steps.items()},
         )
 
 
@@ -169,6 +173,7 @@ def plan(
     streams: Streams,
     sites: Sequence[str] = (),
     also: tuple[Tensor, Tensor] | None = None,
+    tables: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Visit]:
     """Group events into visits: the k-th visit holds the k-th busy step of every row.
 
@@ -178,12 +183,16 @@ def plan(
         streams: (batch,), on the device the sampling runs on.
         sites: decisions for which one uniform per event is drawn ahead.
         also: further (rows, steps) that must be visited although nothing changes in them.
+        tables: numbers of the steps, name -> (steps,), handed to the visits as `of_steps`.
 
     Yields:
         visits whose index tensors are views of arrays made once: nothing in the loop waits for an accelerator.
     """
     device, streams = streams.device, streams.to("cpu")
     steps, batch = start.shape[-1], len(streams)
+    if plain() and also is None:  # a call in every step of every row that has any event
+        busy = events.rows.unique()
+        also = busy.repeat_interleave(steps), torch.arange(steps).repeat(busy.numel())
     key = events.rows * steps + events.steps
     wanted = key if also is None else torch.cat([key, also[0].cpu() * steps + also[1].cpu()])
     pairs = wanted.unique()  # sorted: by row, then by step
@@ -210,6 +219,7 @@ def plan(
     any_last = torch.zeros(counts.numel(), dtype=torch.bool)
     any_last[event_rank[event_order][last]] = True
     drawn = [streams.uniform_at(site, event_steps, event_rows, event_positions) for site in sites]
+    drawn += [table.cpu()[event_steps] for table in (tables or {}).values()]
 
     def pieces(x: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
         return x.to(device).split(sizes)
@@ -220,6 +230,7 @@ def plan(
     ]
     for k, has_last in enumerate(any_last.tolist()):
         uniforms = {site: by_event[3 + j][k] for j, site in enumerate(sites)}
+        of_steps = {name: by_event[3 + len(sites) + j][k] for j, name in enumerate(tables or ())}
         yield Visit(
             by_pair[0][k],
             by_pair[1][k],
@@ -230,4 +241,5 @@ def plan(
             by_event[2][k],
             has_last,
             uniforms,
+            of_steps,
         )

@@ -3,7 +3,8 @@
 What is scored: a text is tokenised without special tokens; the context token stands before its first token, so that
 every token of the text is scored and nothing else. Long texts are read in windows (`windows.py`). The network's body
 runs once over each window, the output layer only on positions that predict a token, a few hundred at a time, and
-log-softmax is taken in float32: no (batch, length, vocabulary) array exists. Equal texts are scored once.
+log-softmax is taken in float32: no (batch, length, vocabulary) array exists. Equal texts are scored once. With
+`TSDFM_BENCH_PLAIN=1` each window is a forward pass of the whole model instead; scores are the same to rounding.
 
 Features for MAUVE come from the same pass: the mean of the last hidden states after the first `feature_tokens` tokens
 (all but the last, where a text is shorter), so that all texts are pooled over equally many tokens.
@@ -23,9 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tsdfm_bench.api import ScoreBatch, ScorerInfo
+from tsdfm_bench.api import ScoreBatch, ScorerInfo, plain
 from tsdfm_bench.errors import AssetError, UsageError
 from tsdfm_bench.tasks.options import read_options
+from tsdfm_bench.tasks.scorers.fast import fuse_activations, log_total
 from tsdfm_bench.tasks.scorers.hub import read_model
 from tsdfm_bench.tasks.scorers.tokens import SHARED, end_of_text_id, fingerprint, require_round_trip, token_id
 from tsdfm_bench.tasks.scorers.units import byte_count, split_at_end_of_text
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 HEAD_POSITIONS = 256
+CPU_TOKENS, DEVICE_TOKENS = 512, 8192  # more does not fit into the cache of a CPU core
 OPTIONS: dict[str, Any] = {
     "name": "",
     "path": None,
@@ -45,7 +48,7 @@ OPTIONS: dict[str, Any] = {
     "stride": 512,
     "context": None,
     "feature_tokens": 32,
-    "batch_tokens": 1024,
+    "batch_tokens": 0,
     "device_map": None,
     "lossy": False,
 }
@@ -55,26 +58,26 @@ class CausalLM:
     """The scorer `hf:NAME`, NAME a hub name or a folder; base of the judges with a pinned file (`causal_lm.py`).
 
     Options: `dtype` (float32 by default everywhere, so that rows compare; bfloat16, float16), `window`, `stride`,
-    `context` (the context token's text), `feature_tokens`, `batch_tokens` (inputs of one forward pass; no influence on
-    the scores), `path` (folder or file), `revision` (of the hub), `device_map` (auto: spread over all GPUs), `lossy`
-    (accept a tokenizer that does not give texts back).
+    `context` (the context token's text), `feature_tokens`, `batch_tokens` (inputs of one forward pass, 0 = 512 on a CPU
+    and 8,192 elsewhere; no influence on the scores), `path` (folder or file), `revision` (of the hub), `device_map`
+    (auto: spread over all GPUs), `lossy` (accept a tokenizer that does not give texts back).
     """
 
     registered = "hf"
     options: Mapping[str, Any] = OPTIONS
 
     def __init__(self, model: Any, tokenizer: Any, info: ScorerInfo, settings: Mapping[str, Any]) -> None:
-        self.model = model
+        self.model: Any = fuse_activations(model)
         self.tokenizer = tokenizer
         self.settings = settings
         self.body: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
         self.head: nn.Module = model.get_output_embeddings()
         self.device: torch.device = model.get_input_embeddings().weight.device
-        self.budget: int = settings["batch_tokens"]
+        self.budget: int = settings["batch_tokens"] or (CPU_TOKENS if self.device.type == "cpu" else DEVICE_TOKENS)
         self.context_id = token_id(tokenizer, info.context, info.name)
         self.end_id = end_of_text_id(tokenizer)
         self.fingerprint = fingerprint(tokenizer, self.end_id)
-        self.split_head = self._output_layer_is_last()
+        self.split_head = not plain() and self._output_layer_is_last()
         self.info = info
 
     # ------------------------------------------------------------------------------------------- what it is
@@ -91,9 +94,9 @@ class CausalLM:
                 f"options of {owner}: 1 <= stride < window is needed, not stride {settings['stride']} and window "
                 f"{settings['window']}"
             )
-        for name in ("feature_tokens", "batch_tokens"):
-            if settings[name] < 1:
-                raise UsageError(f"option '{name}' of {owner} is at least 1, not {settings[name]}")
+        for name, least in (("feature_tokens", 1), ("batch_tokens", 0)):
+            if settings[name] < least:
+                raise UsageError(f"option '{name}' of {owner} is at least {least}, not {settings[name]}")
         return settings
 
     @classmethod
@@ -199,7 +202,7 @@ class CausalLM:
             for window in windows_of(index, ids, self.context_id, info.window, info.stride)
         ]
         with torch.inference_mode():
-            for batch in batches_of(windows, self.budget):
+            for batch in [[w] for w in windows] if plain() else batches_of(windows, self.budget):
                 for part, scores, pooled in self._within_memory(batch):
                     for window, score, feature in zip(part, scores, pooled, strict=True):
                         nll[window.text][window.first : window.first + len(score)] = score
@@ -280,7 +283,7 @@ def _require_dtype(info: ScorerInfo, device: str) -> None:
 
 def _nll(logits: Tensor, targets: Tensor) -> Tensor:
     logits, targets = logits.float(), targets.to(logits.device)
-    return torch.logsumexp(logits, dim=-1) - logits.gather(1, targets[:, None])[:, 0]
+    return log_total(logits) - logits.gather(1, targets[:, None])[:, 0]
 
 
 def _pool(hidden: Tensor, lengths: Tensor, feature_tokens: int) -> Tensor:

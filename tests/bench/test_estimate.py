@@ -28,7 +28,7 @@ def known_rates(patch: pytest.MonkeyPatch, **seconds: float) -> None:
     """Give methods and scorers these seconds per call and per text, as if they had been measured."""
     from tsdfm_bench.estimate import Rate
 
-    def method(self: Estimator, planned: Any) -> Rate:
+    def method(self: Estimator, planned: Any, group: Any) -> Rate:
         return Rate(seconds[planned.cell.method])
 
     def scorer(self: Estimator, judge: Any) -> Rate:
@@ -207,7 +207,7 @@ def test_memory_is_the_largest_peak_that_is_known(here: Here, monkeypatch: pytes
     """Of methods and scorers apart; where nothing was measured, nothing is said."""
     from tsdfm_bench.estimate import Rate
 
-    monkeypatch.setattr(Estimator, "_time_method", lambda self, planned: Rate(0.1, peak_bytes=3_000_000_000))
+    monkeypatch.setattr(Estimator, "_time_method", lambda self, planned, group: Rate(0.1, peak_bytes=3_000_000_000))
     monkeypatch.setattr(Estimator, "_time_scorer", lambda self, judge: Rate(0.1, peak_bytes=2_000_000))
     estimate = plan(here)["estimate"]
     assert estimate["sampling_peak_bytes"] == 3_000_000_000
@@ -225,3 +225,31 @@ def test_memory_of_the_run_itself_comes_first(here: Here) -> None:
         cost |= {"peak_memory_bytes": 7_000_000_000, "calls": {"denoiser": 2}}
     write_json(here.out.cost_path(cell), {"batches": costs})
     assert plan(here, samples="40", steps="2")["estimate"]["sampling_peak_bytes"] == 7_000_000_000
+
+
+def test_memory_is_linear_between_two_measurements(here: Here) -> None:
+    """In one over the steps, because a call then draws so many positions; without steps, in the tokens kept."""
+    from types import SimpleNamespace
+
+    from tsdfm_bench.estimate import Rate
+
+    def at(steps: int | None, length: int = 64) -> Any:
+        return SimpleNamespace(steps=steps, length=length)
+
+    rate = Rate(1.0, peak_bytes=500, extent=1 / 4, more_peak_bytes=200, more_extent=1 / 16)
+    assert [rate.peak_at(at(steps)) for steps in (4, 16, 8, 1024)] == [500, 200, 300, 102]
+    assert rate.peak_at(at(1)) == 1700
+    assert Rate(1.0, peak_bytes=500, extent=1 / 4).peak_at(at(1024)) == 500
+    tokens = Rate(1.0, peak_bytes=112, extent=12, more_peak_bytes=148, more_extent=48)
+    assert tokens.peak_at(at(None, 1024)) == 1124
+    falling = Rate(1.0, peak_bytes=900, extent=1 / 4, more_peak_bytes=210, more_extent=1 / 16)
+    assert falling.peak_at(at(4096)) == 105  # extrapolation stops at half of what was seen
+
+
+def test_memory_is_measured_twice_where_cells_have_more_steps(here: Here) -> None:
+    plan(here, steps="2,40")
+    assert [event for event in here.events() if event.startswith("sample")] == [
+        "sample 0 x2 steps 2",
+        "sample 0 x8 steps 2",
+        "sample 0 x8 steps 16",
+    ]

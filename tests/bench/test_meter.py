@@ -70,3 +70,20 @@ def test_an_unknown_device_is_wrong_use() -> None:
     with pytest.raises(UsageError, match="device 'quantum' cannot be used"):
         choose_device("quantum")
     assert choose_device("cpu") == "cpu"
+
+
+def test_a_cell_made_on_two_kinds_of_device_says_both() -> None:
+    """Its batches were shared out over a cluster: the seconds are of both, and so is the name."""
+    costs = [BatchCost(4, {"net": 2}, {"net": 8}, 1.0, 10, device) for device in ("NVIDIA A100", "NVIDIA H100")]
+    cell = total([*costs, costs[0]], 4)
+    assert cell is not None
+    assert cell.device == "NVIDIA A100, NVIDIA H100"
+    assert cell.seconds == 3.0
+
+
+def test_seconds_without_optimisations_belong_to_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not compared with others unseen, nor taken for an estimate of others."""
+    monkeypatch.setenv("TSDFM_BENCH_PLAIN", "1")
+    with Meter({}).measure(1) as cost:
+        pass
+    assert cost.device == "cpu (optimisations off)"

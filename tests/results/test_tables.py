@@ -385,3 +385,14 @@ def test_many_rows_are_compared_with_the_best_together(cell: Callable[..., Rows]
     assert [row.best("gen_ppl/pooled@s") for row in main_table(lower(few)).rows] == [True, False]
     many = [row for i in range(19) for row in cell(f"near{i}", {"s": near}, 3.8)]
     assert not any(row.best("gen_ppl/pooled@s") for row in main_table(lower([*few, *many])).rows)
+
+
+def test_seconds_of_different_devices_stand_beside_their_devices(cell: Callable[..., Rows]) -> None:
+    """One GPU for all: nothing is said in the rows. Two kinds, also within one row: each row says its own."""
+    same = [row for name in "ab" for row in cell(name, {"s": 9.0}, 3.8, device="NVIDIA H100")]
+    assert "device" not in [column.key for column in main_table(schema.from_rows(same)).columns]
+    mixed = same + cell("c", {"s": 9.0}, 3.8, device="NVIDIA A100, NVIDIA H100") + cell("d", {"s": 9.0}, 3.8)
+    table = main_table(schema.from_rows(mixed))
+    shown = {row.text("method"): row.text("device") for row in table.rows}
+    assert shown == {"a": "NVIDIA H100", "b": "NVIDIA H100", "c": "NVIDIA A100, NVIDIA H100", "d": "–"}
+    assert "NVIDIA A100" in show(table, 200)

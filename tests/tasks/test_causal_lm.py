@@ -8,10 +8,21 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from tsdfm_bench.errors import AssetError, UsageError
+from tsdfm_bench.tasks.scorers import transformer
 from tsdfm_bench.tasks.scorers.causal_lm import CausalLM, Gemma3, SmolLM2
+from tsdfm_bench.tasks.scorers.fast import TanhGELU, log_total
+from tsdfm_bench.tasks.scorers.transformer import CPU_TOKENS
 from tsdfm_bench.tasks.scorers.windows import batches_of, windows_of
 
 SIZES = {
@@ -69,6 +80,42 @@ def test_scores_equal_a_direct_pass_of_each_text(folder, scorer):
         if units:
             np.testing.assert_allclose(scores.nll[index], direct_nll(folder, units), rtol=2e-5, atol=2e-5)
         assert text.encode() == scorer.tokenizer.decode(units).encode()
+
+
+@pytest.mark.parametrize("switch", ["0", "1"])
+def test_gpt2_is_scored_as_transformers_scores_it(tmp_path, monkeypatch, switch):
+    """With the faster activation and partial logits, and with every optimisation switched off."""
+    monkeypatch.setenv("TSDFM_BENCH_PLAIN", switch)
+    config = GPT2Config(vocab_size=258, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.4)
+    save_model(tmp_path, GPT2LMHeadModel, config)
+    scorer = CausalLM.load({"name": str(tmp_path)}, "cpu")
+    shapes = []
+    scorer.body.register_forward_hook(lambda _module, _args, output: shapes.append(output.last_hidden_state.shape))
+    scores = scorer.score(TEXTS)
+    for index in (0, 3, 5):
+        expected = direct_nll(tmp_path, scores.units[index].tolist())
+        np.testing.assert_allclose(scores.nll[index], expected, rtol=2e-5, atol=2e-5)
+    fused = [module for module in scorer.model.modules() if isinstance(module, TanhGELU)]
+    assert (len(fused), scorer.split_head, len(shapes)) == ((2, True, 1) if switch == "0" else (0, False, 4))
+
+
+def test_the_faster_gelu_is_the_tanh_form():
+    x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([-1e4, 1e4])])
+    exact = torch.nn.functional.gelu(x.double(), approximate="tanh")
+    torch.testing.assert_close(TanhGELU()(x[None]).double()[0], exact, atol=2e-6, rtol=2e-6)
+    large = torch.randn(2, 3, 1 << 17)
+    torch.testing.assert_close(TanhGELU()(large), torch.nn.functional.gelu(large, approximate="tanh"))
+
+
+@pytest.mark.parametrize("shift", [0.0, 59.0, 200.0, -59.0, -95.0, -2000.0])
+def test_logits_of_any_size_have_their_total(shift):
+    """Where exponentials would overflow, or lose their small terms, the largest entry is taken out first."""
+    logits = 3 * torch.randn(70, 3000, generator=torch.Generator().manual_seed(0)) + shift
+    logits[:, 0] = -torch.inf
+    exact = torch.logsumexp(logits.double(), dim=-1)
+    torch.testing.assert_close(log_total(logits).double(), exact, atol=2e-5, rtol=1e-6)
+    logits[3, 4] = torch.nan
+    assert log_total(logits).isnan().tolist() == [row == 3 for row in range(70)]
 
 
 def test_units_special_and_bytes(scorer):
@@ -177,6 +224,37 @@ def test_bfloat16_is_an_option_and_recorded(folder, scorer):
     assert 0 < np.abs(close.mean() - exact.mean()) < 0.1
 
 
+def test_a_gpu_without_bfloat16_says_what_to_choose(folder, monkeypatch):
+    """Before the model is read: torch would emulate it, at a fraction of the speed."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    monkeypatch.setattr(transformer, "read_model", lambda *_: pytest.fail("read"))
+    with pytest.raises(UsageError, match=r"cuda:0 does not compute in bfloat16.*dtype=float16 or float32"):
+        CausalLM.load({"name": str(folder), "dtype": "bfloat16"}, "cuda:0")
+
+
+def test_a_device_map_places_the_model_instead_of_the_device(folder, scorer, monkeypatch):
+    """`auto` leaves the places to accelerate: the model is not moved afterwards, its inputs follow its embedding."""
+    asked = []
+    read = transformer.read_model
+
+    def remember(where, dtype, device_map):
+        asked.append(device_map)
+        return read(where, dtype, device_map)
+
+    monkeypatch.setattr(transformer, "read_model", remember)
+    spread = CausalLM.load({"name": str(folder), "device_map": "auto"}, "meta")  # where no score could be computed
+    assert asked == ["auto"]
+    assert spread.device == spread.model.get_input_embeddings().weight.device != torch.device("meta")
+    for ours, theirs in zip(spread.score(TEXTS).nll, scorer.score(TEXTS).nll, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+    assert spread.info == scorer.info  # where it runs is no part of what it is
+
+
+def test_a_wrong_device_map_is_one_clear_error(folder):
+    with pytest.raises(AssetError, match=r"cannot be read as a causal language model.*device_map"):
+        CausalLM.load({"name": str(folder), "device_map": "nowhere"}, "cpu")
+
+
 def test_description_needs_no_weights_in_memory(folder, scorer):
     info = CausalLM.describe({"name": str(folder)})
     assert info == scorer.info
@@ -281,7 +359,7 @@ def test_forward_passes_are_halved_when_memory_is_short(folder, monkeypatch):
     monkeypatch.setattr(scorer, "_score_batch", short_of_memory)
     scores = scorer.score(TEXTS)
     assert max(rows) > 2
-    assert scorer.budget < scorer.settings["batch_tokens"]
+    assert scorer.budget < CPU_TOKENS
     for ours, theirs in zip(scores.nll, expected.nll, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
     np.testing.assert_allclose(scores.features, expected.features, atol=2e-5)
@@ -299,7 +377,6 @@ def test_a_window_that_does_not_fit_alone_says_what_to_choose(folder, monkeypatc
 
 
 def test_judges_with_equal_tokenizers_share_one_tokenisation(folder, tmp_path, monkeypatch):
-    from tsdfm_bench.tasks.scorers import transformer
     from tsdfm_bench.tasks.scorers.tokens import TokenMemory
 
     monkeypatch.setattr(transformer, "SHARED", TokenMemory())

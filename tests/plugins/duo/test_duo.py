@@ -83,6 +83,21 @@ def test_one_step_from_a_state(lab, z: tuple[int, int]) -> None:
     lab.agrees(samples, lab.product_law(rows, V))
 
 
+def test_published_weights_are_p_itself(lab) -> None:
+    """Nothing is divided out of what they predict, and they are told sigma on the log-linear schedule."""
+    denoiser, z = lab.TableDenoiser(V, V, seed=3, spread=2.0), (2, 1)
+    kernel = UniformPosteriorKernel(Posterior(denoiser, Polynomial()), "none", evidence=False)
+    p = denoiser.probabilities(z, 0.4)
+    likelihood = np.where(np.eye(V)[list(z)] == 1, 0.4 + 0.6 / V, 0.6 / V)
+    rows = [posterior_row(p[place] * likelihood[place], z[place], 0.4, 0.7) for place in range(LENGTH)]
+    samples = lab.first_step(kernel, z, Grid.pairs([(0.4, 0.7), (0.7, 0.8)]), ROWS, seed=5)
+    lab.agrees(samples, lab.product_law(rows, V))
+    config = {"network": {"vocab_size": V, "outputs": V}, "published": "duo", "schedule": "log-linear"}
+    method = DUO.from_network(torch.nn.Identity(), config, "uniform", "cpu", {})
+    assert (method.denoiser.conditioning, method.evidence) == ("sigma", False)
+    assert type(method.schedule).__name__ == "LogLinear"
+
+
 def test_calls_are_made_only_where_something_may_change(lab) -> None:
     denoiser = lab.TableDenoiser(V, V)
     method = DUO(denoiser)

@@ -19,6 +19,7 @@ likelihood a 1[y = i] + (1 - a) / V is divided out:
     p(i) proportional to f(i) (1 - a) / (1 - a + a V),      p(y) proportional to f(y)   (y != i)
 
 (f put into q as it is counts the evidence of i twice: the sampler then does not approach the law of its denoiser.)
+Published weights of DUO (`--checkpoint hf:s-sahoo/duo`) are p already, and are told the noise sigma = -log kappa(t).
 
 The grid is t = linspace(0, 1 - 1e-5, N + 1). What follows it:
 
@@ -27,7 +28,7 @@ The grid is t = linspace(0, 1 - 1e-5, N + 1). What follows it:
     none         nothing
 
 Temperature and nucleus act on p. The weights are DFM's for the uniform source: a clean-token denoiser of the same
-noising process with kappa(t) = t. The published network also has a pad token, which is sampled; this one has none.
+noising process with kappa(t) = t. Published weights have the log-linear schedule and a pad token, which is sampled.
 
 Reference: Sahoo et al., The Diffusion Duality, arXiv 2506.10892.
 """
@@ -72,10 +73,11 @@ class UniformPosteriorKernel(Kernel):
     Args:
         posterior: f, its schedule and draw policy; temperature and nucleus act on p.
         tail: "ancestral", "greedy" or "none".
+        evidence: the denoiser looks at the token itself (f above); False if it gives p.
     """
 
-    def __init__(self, posterior: Posterior, tail: str = "ancestral") -> None:
-        self.posterior, self.tail = posterior, tail
+    def __init__(self, posterior: Posterior, tail: str = "ancestral", evidence: bool = True) -> None:
+        self.posterior, self.tail, self.evidence = posterior, tail, evidence
         self.vocab_size = posterior.denoiser.vocab_size
 
     def weights(self, t: Tensor, t_next: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,6 +116,8 @@ class UniformPosteriorKernel(Kernel):
         greedy = visit.last if self.tail == "greedy" else torch.zeros_like(visit.last)
         # the token's own evidence is divided out of the logits: (1 - a) / (1 - a + a V)
         evidence = -torch.log1p(a * self.vocab_size / self.posterior.schedule.noise(visit.t[visit.at_rows]))
+        if not self.evidence:
+            evidence = torch.zeros_like(evidence)
         for s in pieces(*logits.shape):
             best = logits[s].argmax(dim=-1)
             p = self.posterior.probabilities(logits[s].double().scatter_add(1, z[s, None], evidence[s, None]))
@@ -134,6 +138,7 @@ class DUO(Diffusion):
         tail: "ancestral", "greedy" or "none".
         schedule: kappa, default kappa(t) = t.
         device: where sampling runs.
+        evidence: as in `UniformPosteriorKernel`.
     """
 
     info = MethodInfo(
@@ -146,10 +151,16 @@ class DUO(Diffusion):
     lender = DFM
 
     def __init__(
-        self, denoiser: Denoiser, tail: str = "ancestral", schedule: Schedule | None = None, device: str = "cpu"
+        self,
+        denoiser: Denoiser,
+        tail: str = "ancestral",
+        schedule: Schedule | None = None,
+        device: str = "cpu",
+        evidence: bool = True,
     ) -> None:
         super().__init__(denoiser, UniformSource(denoiser.vocab_size), schedule or Polynomial(), device)
         self.tail = one_of(self.info, "tail", tail)
+        self.evidence = evidence
 
     @classmethod
     def from_network(
@@ -160,10 +171,13 @@ class DUO(Diffusion):
         device: str,
         options: Mapping[str, str],
     ) -> Self:
-        """Around the network of a DFM checkpoint."""
+        """Around the network of a DFM checkpoint, or of a published one of DUO."""
         geometry = config["network"]
-        denoiser = NetworkDenoiser(network, geometry["vocab_size"], geometry["outputs"], conditioning="t")
-        return cls(denoiser, schedule=schedule_of(config, Polynomial()), device=device, **options)
+        own = config.get("published") == "duo"
+        denoiser = NetworkDenoiser(
+            network, geometry["vocab_size"], geometry["outputs"], conditioning="sigma" if own else "t"
+        )
+        return cls(denoiser, schedule=schedule_of(config, Polynomial()), device=device, evidence=not own, **options)
 
     def refuse(self, request: SampleRequest) -> str | None:
         """A reason not to serve the request, or None."""
@@ -175,7 +189,7 @@ class DUO(Diffusion):
         """The grid and its tail."""
         assert request.steps is not None
         posterior = Posterior.of(request, self.denoiser, self.schedule)
-        kernel = UniformPosteriorKernel(posterior, self.tail)
+        kernel = UniformPosteriorKernel(posterior, self.tail, self.evidence)
         trace = run(kernel, state, Grid.masked(request.steps, NU_END), trace=request.trace)
         posterior.policy.check()
         return trace
