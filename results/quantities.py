@@ -145,5 +145,4 @@ class Rows:
                 low,
                 high,
             )
-        columns = [read_curve(entropy[:, i], ppl[:, i], at[i]) for i in range(ppl.shape[1])]
-        return np.asarray(columns, dtype=np.float64).reshape(-1)
+        return read_curve(entropy, ppl, at)
