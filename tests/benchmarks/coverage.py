@@ -21,6 +21,7 @@ import numpy as np
 from tsdfm_bench.results.formula import Quantity, parse
 from tsdfm_bench.results.frontier import area, read_cost, read_curve, rounded_corner
 from tsdfm_bench.results.replicates import interval, weights
+from tsdfm_bench.results.seeds import over_seeds, widening
 from tsdfm_bench.results.stats import Interval, bootstrap
 
 Found = Iterator[tuple[Interval, float]]
@@ -160,6 +161,24 @@ def reduction_at_entropy(rng: np.random.Generator, repeats: int, resamples: int,
             yield interval(float(found[0]), found[1:], n=n), true
 
 
+def seeds(rng: np.random.Generator, repeats: int, resamples: int, a: int, b: int, n: int = 96) -> Found:
+    """100 (1 - ppl(a) / ppl(b)) of methods that were trained with several seeds, whose networks differ."""
+    true = 100 * (1 - math.exp(4.0 - 4.4))
+    for _ in range(repeats):
+        networks, perplexities = [], []
+        for name, count, centre, between in (("a", a, 4.0, 0.15), ("b", b, 4.4, 0.1)):
+            loss = losses(rng, (centre + rng.normal(0, between, count))[:, None], (count, n))
+            networks.append([f"{name}{k}" for k in range(count)])
+            perplexities.append([float(x) for x in np.exp(loss.mean(axis=1))])
+
+        def value(factor: float, of: list[list[float]] = perplexities, by: list[list[str]] = networks) -> np.ndarray:
+            one, two = (over_seeds(v, names, resamples, factor) for v, names in zip(of, by, strict=True))
+            return 100 * (1 - one / two)
+
+        found = value(widening(value(1.0)[1:], networks))
+        yield interval(float(found[0]), found[1:], n=n), true
+
+
 def bca(rng: np.random.Generator, repeats: int, resamples: int, n: int = 48) -> Found:
     """BCa of a metric without a known form: a ratio of means as a function."""
     for _ in range(repeats):
@@ -188,6 +207,8 @@ LAWS: dict[str, Law] = {
         *a, "ppl(a) / min(ppl(b))", {"a": (4.0,), "b": (4.2, 4.2, 4.2)}
     ),
     "percentage reduction at equal entropy, n = 96": reduction_at_entropy,
+    "percentage reduction, 3 training seeds each": lambda *x: seeds(*x, 3, 3),
+    "percentage reduction, 5 training seeds each": lambda *x: seeds(*x, 5, 5),
     "BCa of an unknown statistic, n = 48": bca,
 }
 
