@@ -85,7 +85,26 @@ def page(cell: Callable[..., list[dict[str, Any]]], tmp_path_factory: pytest.Tem
     states = np.array([[9, 9, 9], [9, 1, 9], [0, 1, 9], [0, 1, 2]])
     trace = Trace(cells[0], 0, [1, 2, 3, 4], states, {0: "zero ", 1: "one ", 2: HOSTILE}, 4)
     path: Path = tmp_path_factory.mktemp("report") / "report.html"
-    made = Material("a run", summary, texts=texts, traces=[trace], commands=dict.fromkeys(cells, "tsdfm-bench run"))
+    long = "the student's entropy is below the teacher's, from which alone a lower perplexity follows; " * 2
+    judged = {"where": {"task": "sotu", "scorer": "judge", "source": "uniform"}, "status": "contradicted", "n": 256}
+    judged |= {"value": 3.0, "low": -3.0, "high": 8.0, "n_needed": None, "cells": {}, "reason": long}
+    verdict = {
+        "id": "c",
+        "title": "a claim",
+        "statement": "It holds.",
+        "source": "abstract",
+        "reason": long,
+        "note": "",
+    }
+    verdict |= {"formula": "ppl(a) / ppl(b)", "holds": "< 1", "unit": "", "published": 32.0, "confidence": "stated"}
+    made = Material(
+        "a run",
+        summary,
+        verdicts=[verdict | {"status": "contradicted", "instances": [judged] * 2}],
+        texts=texts,
+        traces=[trace],
+        commands=dict.fromkeys(cells, "tsdfm-bench run"),
+    )
     path.write_text(render_report(made), encoding="utf-8")
     return path.as_uri()
 
@@ -230,6 +249,8 @@ def test_the_page_fits_its_window_in_both_schemes(open_page: Any, scheme: str, w
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     open_page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     assert open_page.execute_script("return document.documentElement.scrollWidth") <= width
+    tall = "return Math.max(...[...document.querySelectorAll('td.why')].map((cell) => cell.offsetHeight))"
+    assert open_page.execute_script(tall) < 300  # a sentence, not a letter a line
     ground = open_page.execute_script("return getComputedStyle(document.body).backgroundColor")
     brightness = sum(int(part) for part in ground[4:-1].split(","))
     assert (brightness > 600) == (scheme == "light")
