@@ -16,7 +16,7 @@ Seconds that were measured once decide only where they clear the bound by a fact
 training seeds fit a selection, they are one row whose interval is over seeds (`results.seeds`).
 
 A minimum over rows that are all but equal is known less well than its interval says: of three equal ones a 95 %
-interval covers in 91 % (tests/benchmarks/coverage.py).
+interval covers in 92 % (tests/benchmarks/coverage.py).
 """
 
 from __future__ import annotations
