@@ -337,7 +337,7 @@ class _Sample:
         self.positive = np.all([(x >= 0).all(axis=0) for x in a], axis=0)
         with np.errstate(all="ignore"):
             own = np.where(self.b[0] > 0, a[0] / self.b[0], self.r[0])
-        self.range = (own.min(axis=0), own.max(axis=0))  # of the units' own ratios (of the first value)
+        self.most = own.max(axis=0, initial=-math.inf)  # of the units' own ratios (of the first value)
         self.even = all(bool((b == b[:1]).all()) for b in self.b)  # every unit counts alike: sums of b are no news
         self.pairs = [(i, j) for i in range(self.k) for j in range(i, self.k)]
 
@@ -450,7 +450,7 @@ def _chunk(samples: Sequence[_Sample], chart: _Map, seed: int, resamples: int, c
             low, high = centre - highest * error, centre - lowest * error
         absurd = ~(np.isfinite(low) & np.isfinite(high))
         if chart.kind == "r":
-            absurd |= high > samples[0].range[1]
+            absurd |= high > samples[0].most
         for at in np.flatnonzero(usable & ~constant & absurd):
             # Resamples without spread (rare events) have errors near zero, and the end lies beyond every sequence;
             # percentiles keep to what can occur.
