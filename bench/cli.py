@@ -495,12 +495,15 @@ def verify(
     ] = None,
     only: Annotated[Text, typer.Option("--only", metavar="LIST", help="Claims by id (default: all).")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a claim is contradicted.")] = False,
+    format: Annotated[
+        Text, typer.Option("--format", metavar="FORMAT", help="A table: markdown, csv, latex, json or html.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Say which claims of a paper these results reproduce, contradict or cannot tell."""
     from tsdfm_bench.commands.verify import verify_command
 
-    _leave(lambda: verify_command(folder, claims, only, json, strict))
+    _leave(lambda: verify_command(folder, claims, only, format, json, strict))
 
 
 @app.command()

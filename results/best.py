@@ -34,8 +34,12 @@ def best_cell(cells: Sequence[CellRows], metric: str, scorer: str, replicates: R
         return None
     sign = 1.0 if directions == {"lower"} else -1.0
     (winner, first), *others = sorted(rows, key=lambda pair: sign * pair[1]["value"])
-    pvalues = holm([pvalue(first, row, replicates) for _, row in others])
-    return winner.id if all(p < LEVEL for p in pvalues) else None
+    pvalues = []
+    for _, row in others:  # nearest first: one that is not separable by itself is not after Holm's correction either
+        pvalues.append(pvalue(first, row, replicates))
+        if not pvalues[-1] < LEVEL:
+            return None
+    return winner.id if all(p < LEVEL for p in holm(pvalues)) else None
 
 
 def pvalue(a: Row, b: Row, replicates: Replicates) -> float:

@@ -384,36 +384,47 @@ def _replicated(curve: Curve, replicates: Replicates) -> tuple[np.ndarray, np.nd
 
 
 def corner(frontier: Frontier) -> tuple[float, float]:
-    """The worst of everything drawn: lowest entropy in nats and highest perplexity of all curves and real text."""
+    """A corner (entropy in nats, perplexity) beyond the worst of all curves and real text, in round numbers.
+
+    It lies at least 0.05 nats and a tenth of the perplexity outside: up to a curve's own worst point, an interval of
+    its area would hold the truth too rarely (tests/benchmarks/coverage.py), since areas cannot be negative.
+    """
     points = [point for curve in frontier.curves for point in curve.points]
     points += [frontier.real] if frontier.real is not None else []
-    return min(p.entropy["value"] for p in points), max(p.perplexity["value"] for p in points)
+    lowest, highest = min(p.entropy["value"] for p in points), max(p.perplexity["value"] for p in points)
+    return rounded_corner(lowest, highest)
 
 
-def area(entropy: np.ndarray, perplexity: np.ndarray, worst: tuple[float, float]) -> float:
+def rounded_corner(lowest: float, highest: float) -> tuple[float, float]:
+    """See `corner`: entropy down to a tenth of a nat, perplexity up to two digits."""
+    unit = 10.0 ** (math.floor(math.log10(1.1 * highest)) - 1)
+    return round(math.floor(10 * (lowest - 0.05)) / 10, 1), math.ceil(1.1 * highest / unit) * unit
+
+
+def area(entropy: np.ndarray, perplexity: np.ndarray, worst: tuple[float, float]) -> np.ndarray:
     """Area, in nats x nats, that measured points dominate up to a corner: the union of their rectangles.
 
     Args:
-        entropy: (k,) nats; more is better.
-        perplexity: (k,); less is better.
+        entropy: (k,) or, for many curves at once, (k, curves) nats; more is better.
+        perplexity: of the same shape; less is better.
         worst: the corner (entropy, perplexity).
+
+    Returns:
+        () or (curves,).
     """
-    width = np.maximum(np.asarray(entropy) - worst[0], 0.0)
+    width = np.maximum(np.asarray(entropy, dtype=np.float64) - worst[0], 0.0)
     height = np.maximum(math.log(worst[1]) - np.log(perplexity), 0.0)
-    total, tallest = 0.0, 0.0
-    ends = [*np.sort(width)[::-1], 0.0]
-    for i, k in enumerate(np.argsort(-width, kind="stable")):
-        tallest = max(tallest, float(height[k]))
-        total += (ends[i] - ends[i + 1]) * tallest
-    return float(total)
+    order = np.argsort(-width, axis=0, kind="stable")
+    width, height = (np.take_along_axis(values, order, axis=0) for values in (width, height))
+    strips = -np.diff(width, axis=0, append=0.0)
+    return np.asarray((strips * np.maximum.accumulate(height, axis=0)).sum(axis=0))
 
 
 def dominated_area(curve: Curve, worst: tuple[float, float], replicates: Replicates) -> Interval:
     """The area a curve's measured points dominate, with its interval (the corner held fixed); see `corner`."""
     x, y = _replicated(curve, replicates)
-    values = [area(x[:, i], y[:, i], worst) for i in range(replicates.resamples)]
     sizes = [row["n"] for row in curve.rows() if row["n"] is not None]
-    return interval(area(*_measured(curve), worst), np.array(values), n=min(sizes, default=0))
+    return interval(float(area(*_measured(curve), worst)), area(x, y, worst), n=min(sizes, default=0))
 
 
 # --------------------------------------------------------------------------------------------- equal expense
@@ -444,8 +455,6 @@ class Expense:
         Raises:
             OutOfRange: nothing was measured on one side.
         """
-        from scipy.interpolate import PchipInterpolator
-
         low, high = self.costs[0], self.costs[-1]
         if not low <= cost <= high:
             raise OutOfRange(
@@ -454,12 +463,27 @@ class Expense:
         values = np.array([[p.perplexity["value"]] for p in self.points])
         redrawn = np.array([replicates.of(p.cell.id, self.metric, self.scorer) for p in self.points])
         both = np.concatenate([values, redrawn], axis=1)
-        if len(self.points) > 1:
-            read = np.exp(PchipInterpolator(np.log(self.costs), np.log(both), axis=0)(math.log(cost)))
-        else:
-            read = both[0]
+        read = read_cost(np.array(self.costs), both, cost)
         sizes = [p.perplexity["n"] for p in self.points if p.perplexity["n"] is not None]
         return interval(float(read[0]), read[1:], n=min(sizes, default=0))
+
+
+def read_cost(costs: np.ndarray, perplexity: np.ndarray, cost: float) -> np.ndarray:
+    """Perplexity at a cost: a cubic, monotone between points, through log perplexity over log cost.
+
+    Args:
+        costs: (k,) increasing, positive.
+        perplexity: (k, curves), positive.
+        cost: within the costs.
+
+    Returns:
+        (curves,).
+    """
+    from scipy.interpolate import PchipInterpolator
+
+    if len(costs) == 1:
+        return perplexity[0]
+    return np.asarray(np.exp(PchipInterpolator(np.log(costs), np.log(perplexity), axis=0)(math.log(cost))))
 
 
 def expenses(frontier: Frontier, cost: str = "calls") -> list[Expense]:

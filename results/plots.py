@@ -13,7 +13,17 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tsdfm_bench.results.columns import terms
-from tsdfm_bench.results.frontier import Curve, Frontier, OutOfRange, Point, at_entropy, expenses, frontiers
+from tsdfm_bench.results.frontier import (
+    Curve,
+    Frontier,
+    OutOfRange,
+    Point,
+    at_entropy,
+    corner,
+    dominated_area,
+    expenses,
+    frontiers,
+)
 from tsdfm_bench.results.numbers import with_interval
 from tsdfm_bench.results.replicates import Replicates
 from tsdfm_bench.results.resampling import intervals
@@ -173,7 +183,8 @@ def _frontier(summary: pd.DataFrame, scorer: str | None, metric: str | None, rep
         if not any(len(curve.points) > 1 for curve in frontier.curves):
             continue
         parts = _panels(frontier)
-        drawings += [_one_frontier(summary, part, steps, replicates, len(parts) > 1) for part, steps in parts]
+        worst = corner(frontier)  # one for all panels, so that their areas can be compared
+        drawings += [_one_frontier(summary, part, steps, replicates, len(parts) > 1, worst) for part, steps in parts]
     if not drawings:
         raise NothingToDraw(
             "a frontier needs perplexity and entropy at several temperatures or nucleus masses: run with "
@@ -203,7 +214,12 @@ def _height(lines: float, least: float) -> float:
 
 
 def _one_frontier(
-    summary: pd.DataFrame, frontier: Frontier, steps: int | None, replicates: Replicates, several: bool
+    summary: pd.DataFrame,
+    frontier: Frontier,
+    steps: int | None,
+    replicates: Replicates,
+    several: bool,
+    worst: tuple[float, float],
 ) -> Drawing:
     shown = {
         curve.name: _wrapped(curve.name.replace(f", {steps} steps", "") if steps is not None else curve.name)
@@ -225,9 +241,11 @@ def _one_frontier(
         error_bars(axes, x, [p.perplexity for p in curve.points], style["color"])
         error_bars(axes, y, [p.entropy for p in curve.points], style["color"], along="x")
         labels.append(Label(x[-1], y[-1], shown[curve.name], style["color"]))
-        notes.append(_reading(curve, frontier, replicates))
+        notes.append(_reading(curve, frontier, replicates) + _area(curve, worst, replicates))
         if not curve.monotone():
             notes.append(f"{curve.name}: perplexity does not rise with entropy everywhere; made monotone for reading.")
+    if any(len(curve.points) > 1 for curve in frontier.curves):
+        notes.append(about_area(worst))
     axes.set_xlabel("entropy (nats)" + (f", {steps:,} steps" if steps is not None else ""))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_ylabel(_ppl_label(frontier.metric, frontier.scorer))
@@ -254,6 +272,21 @@ def _reading(curve: Curve, frontier: Frontier, replicates: Replicates) -> str:
         return f"{error}."
     shown = with_interval(found.value, found.low, found.high)
     return f"{curve.name}: gen-PPL {shown} at the entropy of real text ({frontier.real.entropy['value']:.3f} nats)."
+
+
+def _area(curve: Curve, worst: tuple[float, float], replicates: Replicates) -> str:
+    if len(curve.points) < 2:
+        return ""
+    found = dominated_area(curve, worst, replicates)
+    return f" Dominated area {with_interval(found.value, found.low, found.high)}."
+
+
+def about_area(worst: tuple[float, float]) -> str:
+    """What a dominated area is, with its corner."""
+    return (
+        f"Dominated area: nats of entropy times nats of log gen-PPL, up to the corner at {worst[0]:g} nats and gen-PPL "
+        f"{worst[1]:g}; larger is better, comparable only for one corner."
+    )
 
 
 def _wrapped(name: str) -> str:

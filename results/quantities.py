@@ -1,7 +1,8 @@
 """What a formula's quantities are in a given setting: values with replicates, looked up in cells.
 
 Each quantity of k rows is an array (k, 1 + resamples): the value in the first column, its replicates after it, so that
-formulas are computed on both at once. What was counted or measured once (calls, steps, seconds) has constant
+formulas are computed on both at once. Networks trained alike with several seeds are one row (see `results.seeds`).
+What was counted or measured once (calls, steps, seconds) has constant
 replicates. A value that does not exist raises `Missing` with the reason.
 """
 
@@ -16,6 +17,7 @@ from tsdfm_bench.results.formula import Quantity
 from tsdfm_bench.results.frontier import OutOfRange, read_curve
 from tsdfm_bench.results.numbers import plain
 from tsdfm_bench.results.rows import finite, pick
+from tsdfm_bench.results.seeds import by_recipe, fewest, over_seeds, widening
 from tsdfm_bench.results.stats import RESAMPLES
 
 _ROLES: Mapping[str, tuple[str, bool]] = {
@@ -34,6 +36,10 @@ class Missing(ValueError):
     """A value that a formula needs does not exist."""
 
 
+def _networks(group: list[EvidenceCell]) -> list[str]:
+    return [cell.first["weights"] for cell in group]
+
+
 class Rows:
     """The rows of one setting, as formulas see them.
 
@@ -46,14 +52,33 @@ class Rows:
     def __init__(self, evidence: Evidence, cells: Mapping[str, list[EvidenceCell]], scorer: str) -> None:
         self.evidence, self.cells, self.scorer = evidence, cells, scorer
         self.n = min((cell.n for members in cells.values() for cell in members if cell.n), default=0)
+        self.groups = {name: by_recipe(members) for name, members in cells.items()}
+        self.seeds = fewest(group for groups in self.groups.values() for group in groups)
         self.constant = self.timed = False
         self._known: dict[Quantity, np.ndarray] = {}
+        self._factor = 1.0
 
     def quantity(self, wanted: Quantity) -> np.ndarray:
         """(k, 1 + resamples), see the module's text."""
         if wanted not in self._known:
-            self._known[wanted] = np.stack([self._of(cell, wanted) for cell in self.cells[wanted.rows]])
+            self._known[wanted] = np.stack([self._together(group, wanted) for group in self.groups[wanted.rows]])
         return self._known[wanted]
+
+    def _together(self, group: list[EvidenceCell], wanted: Quantity) -> np.ndarray:
+        """One row: a network's own value, or that of networks that differ in the training seed."""
+        values = [self._of(cell, wanted) for cell in group]
+        if len(values) == 1:
+            return values[0]
+        if all((each == each[0]).all() for each in values):  # counted or measured once
+            return np.full(1 + RESAMPLES, np.mean([each[0] for each in values]))
+        return over_seeds([float(each[0]) for each in values], _networks(group), RESAMPLES, self._factor)
+
+    def widened(self, replicates: np.ndarray, confidence: float) -> Rows:
+        """These rows with what training seeds add for a formula with these replicates; see `results.seeds`."""
+        sets = [_networks(group) for groups in self.groups.values() for group in groups if len(group) > 1]
+        made = Rows(self.evidence, self.cells, self.scorer)
+        made._factor = widening(replicates, dict.fromkeys(map(tuple, sets)), confidence)
+        return made
 
     def shown(self, wanted: Quantity) -> str:
         """A quantity with its values, for messages."""
@@ -145,5 +170,4 @@ class Rows:
                 low,
                 high,
             )
-        columns = [read_curve(entropy[:, i], ppl[:, i], at[i]) for i in range(ppl.shape[1])]
-        return np.asarray(columns, dtype=np.float64).reshape(-1)
+        return read_curve(entropy, ppl, at)

@@ -180,18 +180,15 @@ def to_latex(table: Table) -> str:
     return "\n".join([*body, r"\end{table}"]) + "\n"
 
 
-def _has_interval(table: Table, key: str) -> bool:
-    return any(row.cells.get(key, Value()).low is not None for row in table.rows)
-
-
 def to_csv(table: Table) -> str:
     """Numbers in full, with columns "... low" and "... high" where there are intervals; no footnotes."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     header = ["section"]
+    bounded = {key for row in table.rows for key, value in row.cells.items() if value.low is not None}
     for column in table.columns:
         header.append(clean(column.heading))
-        if _has_interval(table, column.key):
+        if column.key in bounded:
             header += [f"{clean(column.heading)} low", f"{clean(column.heading)} high"]
     writer.writerow(header)
     for row in table.rows:
@@ -199,7 +196,7 @@ def to_csv(table: Table) -> str:
         for column in table.columns:
             value = row.cells.get(column.key, Value())
             line.append(clean(value.value) if isinstance(value.value, str) else value.value)
-            if _has_interval(table, column.key):
+            if column.key in bounded:
                 line += [value.low, value.high]
         writer.writerow(line)
     return out.getvalue()

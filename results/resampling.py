@@ -33,6 +33,7 @@ from tsdfm_bench.results.stats import CONFIDENCE, RESAMPLES, Interval
 Scale = Literal["difference", "ratio", "reduction"]
 
 FEW_UNITS = 10
+_ROUNDING = 1e-5  # a resampled variance below this share of its sum of squares is zero: what single precision leaves
 _CACHE_BYTES = 256 << 20
 _CHUNK = 64
 _weights: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
@@ -84,13 +85,13 @@ def intervals(
         raise ValueError(f"all terms and clusters need the same number of sequences: {sorted({t.n for t in terms})}")
     units = None if clusters is None else len(np.unique(clusters))
     unique: dict[tuple[int, int, bool], Terms] = {(id(t.a), id(t.b), t.exp): t for t in terms}
-    groups: dict[tuple[bool, bool], list[tuple[int, int, bool]]] = {}
+    groups: dict[bool, list[tuple[int, int, bool]]] = {}
     for key, t in unique.items():  # one matrix product for all of one kind
-        groups.setdefault((t.exp, bool((t.b == t.b[:1]).all())), []).append(key)
+        groups.setdefault(bool((t.b == t.b[:1]).all()), []).append(key)
     found: dict[tuple[int, int, bool], Interval] = {}
     for keys in groups.values():
         members = [unique[key] if clusters is None else unique[key].summed(clusters) for key in keys]
-        made = _studentised([[[t]] for t in members], _one(members[0]), seed, resamples, confidence)
+        made = _studentised([[[t]] for t in members], None, seed, resamples, confidence)
         found.update(zip(keys, made, strict=True))
     return [replace(found[id(t.a), id(t.b), t.exp], n=n, over=over, units=units) for t in terms]
 
@@ -261,13 +262,13 @@ class _Map:
 
     Args:
         kind: "r" (one ratio), "difference" of values, "log" difference of logarithms.
-        exp: whether each of the values is exp(r).
-        report: "identity", "exp", "reduction": from the scale to the reported number.
+        exp: whether each of the values is exp(r); for "r" one entry per problem.
+        report: "identity", "exp", "reduction": from the scale to the reported number; "own": as `exp` says.
     """
 
     kind: Literal["r", "difference", "log"]
     exp: tuple[bool, ...]
-    report: Literal["identity", "exp", "reduction"]
+    report: Literal["identity", "exp", "reduction", "own"]
 
     def forward(self, r: Sequence[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
         """Statistic and its derivative by each ratio."""
@@ -287,6 +288,8 @@ class _Map:
         if self.report == "identity":
             return x
         with np.errstate(over="ignore"):
+            if self.report == "own":
+                return np.where(self.exp, np.exp(x), x)
             return np.exp(x) if self.report == "exp" else 100.0 * (1.0 - np.exp(x))
 
     def slope(self, x: np.ndarray) -> np.ndarray:
@@ -294,11 +297,9 @@ class _Map:
         if self.report == "identity":
             return np.ones_like(x)
         with np.errstate(over="ignore"):
+            if self.report == "own":
+                return np.where(self.exp, np.exp(x), 1.0)
             return np.exp(x) * (1.0 if self.report == "exp" else 100.0)
-
-
-def _one(t: Terms) -> _Map:
-    return _Map("r", (t.exp,), "exp" if t.exp else "identity")
 
 
 def _two(a: Terms, b: Terms, scale: Scale) -> _Map:
@@ -334,6 +335,9 @@ class _Sample:
             self._e = [(e / size).astype(dtype) for e, size in zip(self.e, safe, strict=True)]
             self._b = [(b / mean).astype(dtype) for b, mean in zip(self.b, level, strict=True)]
         self.positive = np.all([(x >= 0).all(axis=0) for x in a], axis=0)
+        with np.errstate(all="ignore"):
+            own = np.where(self.b[0] > 0, a[0] / self.b[0], self.r[0])
+        self.most = own.max(axis=0, initial=-math.inf)  # of the units' own ratios (of the first value)
         self.even = all(bool((b == b[:1]).all()) for b in self.b)  # every unit counts alike: sums of b are no news
         self.pairs = [(i, j) for i in range(self.k) for j in range(i, self.k)]
 
@@ -370,6 +374,8 @@ class _Sample:
                     (i, j): ee[i, j] - shift[j] * eb[i, j] - shift[i] * eb[j, i] + shift[i] * shift[j] * bb[i, j]
                     for i, j in pairs
                 }
+            for i in k:  # resamples of equal units have no spread, whatever rounding says
+                cov[i, i] = np.where(cov[i, i] > _ROUNDING * ee[i, i], cov[i, i], 0.0)
             factor = self.n / (self.n - 1)
             unit = self.unit
             ratios = [r + u * s for r, u, s in zip(self.r, unit, shift, strict=True)]
@@ -388,14 +394,14 @@ def _variance(slopes: Sequence[np.ndarray], covariances: Sequence[dict[tuple[int
 
 
 def _studentised(
-    problems: Sequence[Sequence[Sequence[Terms]]], chart: _Map, seed: int, resamples: int, confidence: float
+    problems: Sequence[Sequence[Sequence[Terms]]], chart: _Map | None, seed: int, resamples: int, confidence: float
 ) -> list[Interval]:
     """Intervals of problems of one kind.
 
     Args:
         problems: per problem its independent samples (one or two), per sample its values (one, or two paired ones);
             all problems have samples of the same sizes.
-        chart: the scale of all.
+        chart: the scale of all; None: problems of one value each, on the scale of their ratios.
         seed, resamples, confidence: see `intervals`.
     """
     if not 0 < confidence < 1 or resamples < 100:
@@ -404,7 +410,8 @@ def _studentised(
     for start in range(0, len(problems), _CHUNK):
         part = problems[start : start + _CHUNK]
         samples = [_Sample([problem[place] for problem in part]) for place in range(len(part[0]))]
-        found += _chunk(samples, chart, seed, resamples, confidence)
+        scale = chart or _Map("r", tuple(problem[0][0].exp for problem in part), "own")
+        found += _chunk(samples, scale, seed, resamples, confidence)
     return found
 
 
@@ -441,13 +448,17 @@ def _chunk(samples: Sequence[_Sample], chart: _Map, seed: int, resamples: int, c
         method = ["studentised"] * count
         with np.errstate(all="ignore"):
             low, high = centre - highest * error, centre - lowest * error
-        for at in np.flatnonzero(usable & ~constant & ~(np.isfinite(low) & np.isfinite(high))):
-            # Resamples without spread (rare events) have errors of zero; percentiles keep to what can occur.
+        absurd = ~(np.isfinite(low) & np.isfinite(high))
+        if chart.kind == "r":
+            absurd |= high > samples[0].most
+        for at in np.flatnonzero(usable & ~constant & absurd):
+            # Resamples without spread (rare events) have errors near zero, and the end lies beyond every sequence;
+            # percentiles keep to what can occur.
             z = quantile * math.sqrt(n / (n - 1))
             low[at], high[at] = np.quantile(moved[:, at], stats.norm.cdf([-z, z]))
             method[at], reason[at] = "percentile", "too few different sequences to studentise"
-    if chart.kind == "r" and not chart.exp[0]:
-        low = np.where(samples[0].positive, np.maximum(low, 0.0), low)
+    if chart.kind == "r":
+        low = np.where(samples[0].positive & ~np.array(chart.exp), np.maximum(low, 0.0), low)
     ends = np.sort(np.stack([chart.back(low), chart.back(high)]), axis=0)
     found = []
     for i in range(count):

@@ -16,13 +16,18 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 REFERENCE = ROOT / "results" / "reference"
 
 
-def test_recorded_table_is_what_the_command_prints() -> None:
-    block = re.search(r"<!-- recorded: (tsdfm-bench (.*?)) -->\n(.*?)<!-- end -->", README, re.DOTALL)
-    assert block is not None
-    words = block[2].replace("results/reference", str(REFERENCE)).split()
-    printed = CliRunner().invoke(app, words)
+BLOCKS = re.findall(r"<!-- recorded: tsdfm-bench (.*?) -->\n(.*?)<!-- end -->", README, re.DOTALL)
+
+
+def test_the_readme_records_a_table_and_the_verdicts() -> None:
+    assert [command.split()[0] for command, _ in BLOCKS] == ["verify", "table"]
+
+
+@pytest.mark.parametrize(("command", "content"), BLOCKS, ids=[command.split()[0] for command, _ in BLOCKS])
+def test_what_is_recorded_is_what_the_command_prints(command: str, content: str) -> None:
+    printed = CliRunner().invoke(app, command.replace("results/reference", str(REFERENCE)).split())
     assert printed.exit_code == 0, printed.output
-    assert block[3].strip() == printed.stdout.strip()
+    assert content.strip() == printed.stdout.strip()
 
 
 def shown_commands() -> list[str]:

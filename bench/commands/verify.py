@@ -29,20 +29,27 @@ _MARKS = {
 }
 
 
-def verify_command(folder: Path | None, claims: Path | None, only: str | None, as_json: bool, strict: bool) -> int:
+def verify_command(
+    folder: Path | None, claims: Path | None, only: str | None, format: str | None, as_json: bool, strict: bool
+) -> int:
     """Print the verdicts on a claims file and write them to the run folder's verdicts.json.
 
     Args:
         folder: run folder, a folder of run folders, or a summary file; None = the newest run.
         claims: a claims file; None = the paper's.
         only: ids, separated by commas; None = all.
+        format: print a table in one of the table formats instead; None = for the terminal.
         as_json: print JSON and nothing else.
         strict: exit code 1 if a claim is contradicted.
     """
+    from tsdfm_bench.results.claim_table import claims_table
     from tsdfm_bench.results.claims import verify
     from tsdfm_bench.results.evidence import MixedEvidence, load_evidence
+    from tsdfm_bench.results.render import FORMATS, render
     from tsdfm_bench.results.schema import SchemaError
 
+    if format is not None and format not in FORMATS:
+        raise unknown_name("format", format, sorted(FORMATS))
     root = folder if folder is not None else run_folder(None).root
     read = read_claims_file(claims)
     known = [claim.id for claim in read.claims]
@@ -62,6 +69,8 @@ def verify_command(folder: Path | None, claims: Path | None, only: str | None, a
         _keep(root, content)
     if as_json:
         print(json.dumps(content, indent=2, ensure_ascii=False))
+    elif format is not None:
+        print(render(claims_table(verdicts, read, evidence), format), end="")
     else:
         _print(verdicts, " ".join(part for part in (read.title, f"({read.citation})" if read.citation else "") if part))
     return 1 if strict and any(verdict.status == "contradicted" for verdict in verdicts) else 0

@@ -16,9 +16,18 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup, escape
 
-from tsdfm_bench.results.frontier import Frontier, OutOfRange, Point, at_entropy, expenses, frontiers
+from tsdfm_bench.results.frontier import (
+    Frontier,
+    OutOfRange,
+    Point,
+    at_entropy,
+    corner,
+    dominated_area,
+    expenses,
+    frontiers,
+)
 from tsdfm_bench.results.numbers import plain, with_interval
-from tsdfm_bench.results.plots import by_steps
+from tsdfm_bench.results.plots import MOST_CURVES, about_area, by_steps
 from tsdfm_bench.results.replicates import Replicates
 from tsdfm_bench.results.report.text import visible
 from tsdfm_bench.results.rows import finite
@@ -70,7 +79,7 @@ class Chart:
         svg: the drawing.
         lines: (name, colour class) of its lines, in order.
         notes: sentences below it.
-        readings: (generator, gen-PPL at the entropy of real text, or why not).
+        readings: (generator, gen-PPL at the entropy of real text or why not, dominated area).
     """
 
     kind: str
@@ -78,7 +87,7 @@ class Chart:
     svg: Markup
     lines: list[tuple[str, int]]
     notes: list[str] = field(default_factory=list)
-    readings: list[tuple[str, str]] = field(default_factory=list)
+    readings: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 # ------------------------------------------------------------------------------------------------------- axes
@@ -336,24 +345,34 @@ def _plane(name: str, point: Point, frontier: Frontier, rows: Mapping[str, str])
 
 
 def _frontier(frontier: Frontier, replicates: Replicates, rows: Mapping[str, str]) -> Chart | None:
-    style = _style([curve.name for curve in frontier.curves])
     lines, notes, readings = [], [], []
-    for curve in frontier.curves:
-        points = [point for point in curve.points if _usable(point)]
-        colour, dash, marker, hollow = style[curve.name]
+    worst = corner(frontier)
+    curves = {curve.name: list(curve.points) for curve in frontier.curves}
+    if len(curves) > MOST_CURVES and all(len(points) == 1 for points in curves.values()):
+        curves = by_steps(frontier)  # one temperature, many step counts: a line through them instead of a name for each
+        notes.append("Lines join the step counts of one generator.")
+    style = _style(list(curves))
+    for name, members in curves.items():
+        points = [point for point in members if _usable(point)]
+        colour, dash, marker, hollow = style[name]
         if points:
-            marks = [_plane(curve.name, point, frontier, rows) for point in points]
-            lines.append(Line(curve.name, marks, colour, dash, marker, hollow))
+            marks = [_plane(name, point, frontier, rows) for point in points]
+            lines.append(Line(name, marks, colour, dash, marker, hollow))
+    for curve in frontier.curves:
         if len(curve.points) > 1 and frontier.real is not None:
             try:
                 read = at_entropy(curve, frontier.real, replicates)
-                readings.append((curve.name, with_interval(read.value, read.low, read.high)))
+                told = with_interval(read.value, read.low, read.high)
             except OutOfRange as error:
-                readings.append((curve.name, f"not read: {str(error).removeprefix(curve.name).lstrip(': ')}"))
+                told = f"not read: {str(error).removeprefix(curve.name).lstrip(': ')}"
+            size = dominated_area(curve, worst, replicates)
+            readings.append((curve.name, told, with_interval(size.value, size.low, size.high)))
     lines += _references(frontier, rows)
     if not lines:
         return None
-    if not readings:
+    if readings:
+        notes.append(about_area(worst))
+    else:
         notes.append("One temperature each: --temperatures 0.7,0.85,1 would make curves, to be read at equal entropy.")
     return _chart("frontier", frontier, lines, notes, "entropy (nats)", "gen-PPL against entropy", readings=readings)
 
@@ -431,7 +450,7 @@ def _chart(
     what: str,
     x_log: int = 0,
     x_ticks: Sequence[float] = (),
-    readings: Sequence[tuple[str, str]] = (),
+    readings: Sequence[tuple[str, str, str]] = (),
 ) -> Chart:
     convention = frontier.metric.partition("/")[2]
     y_title = f"gen-PPL, {frontier.scorer or 'no scorer'}" + (

@@ -169,7 +169,7 @@ def _verdict(verdict: Mapping[str, Any]) -> dict[str, Any]:
     for instance in verdict["instances"]:
         where = ", ".join(f"{key} {value}" for key, value in instance["where"].items() if value is not None)
         value, low, high = instance["value"], instance["low"], instance["high"]
-        ends = f"{plain(low)} to {plain(high)}" if low is not None and high is not None else ""
+        ends = f"{plain(low)} to {plain(high)}" if low is not None and high is not None and low != high else ""
         shown = with_interval(value, low, high, show=False) if value is not None else ""
         instances.append({**instance, "where": where, "shown": shown, "ends": ends})
     published = verdict.get("published")

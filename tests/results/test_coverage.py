@@ -7,14 +7,14 @@ sequences, rare repetitions, prompts with several continuations, rows that share
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tsdfm_bench.results.columns import Terms, terms
-from tsdfm_bench.results.frontier import read_curve
-from tsdfm_bench.results.replicates import interval, weights
 from tsdfm_bench.results.resampling import compare_many, intervals, permutation_terms
 from tsdfm_bench.results.stats import Interval, bootstrap
 
@@ -76,6 +76,15 @@ def test_rare_events(n: int, share: float) -> None:
     found = intervals([terms("mean", (x,)) for x in values])
     assert 0.92 <= covered(found, 0.1 * share) <= 0.98  # thirteen events on average: no interval does better
     assert all(interval.low >= 0 for interval in found)
+
+
+@pytest.mark.parametrize("events", [1, 2, 3])
+def test_a_few_events_have_no_absurd_ends(events: int) -> None:
+    """Resamples without any event have no spread; what rounding leaves of it must not be divided by."""
+    values = np.zeros(128)
+    values[:events] = 6.0
+    (found,) = intervals([terms("mean", (values,))])
+    assert 0 <= found.low < found.value < found.high < 1.0
 
 
 def test_few_sequences() -> None:
@@ -149,22 +158,16 @@ def test_any_other_statistic() -> None:
     assert 0.925 <= covered(found, 2.0 / 1.8) <= 0.975  # 400 data sets: a standard error of 1.1 points
 
 
-def test_reading_a_frontier() -> None:
-    """Perplexity at an entropy between measured points: truth from the curve's own law."""
+LAWS = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "coverage.py"))["LAWS"]
+SLOW_OR_TIED = ("BCa", "three, equal", "given corner", "n = 32")
+
+
+@pytest.mark.parametrize("name", [name for name in LAWS if not any(part in name for part in SLOW_OR_TIED)])
+def test_what_is_read_off_replicates(name: str) -> None:
+    """Curves at an entropy or a cost, dominated areas, reductions: laws of the benchmark, with fewer resamples."""
     rng = np.random.default_rng(9)
-    entropy, slope, n = np.array([3.6, 3.75, 3.9, 4.0]), 1.5, 96
-    truth = float(read_curve(entropy, np.exp(4.0 + slope * (entropy - 3.8)), 3.84))
-    counts = [weights(n, 400, k) / n for k in range(4)]
-    found = []
-    for _ in range(REPEATS):
-        h = entropy[:, None] + rng.normal(0, 0.1, (4, n))
-        loss = 4.0 + slope * (entropy[:, None] - 3.8) + rng.gamma(4.0, 0.15, (4, n)) - 0.6
-        redrawn_h = np.stack([w @ x for w, x in zip(counts, h, strict=True)])
-        redrawn = np.exp(np.stack([w @ x for w, x in zip(counts, loss, strict=True)]))
-        value = float(read_curve(h.mean(1), np.exp(loss.mean(1)), 3.84))
-        read = read_curve(redrawn_h, redrawn, 3.84)
-        found.append(interval(value, read, n=n))
-    assert LOW <= covered(found, truth) <= HIGH
+    hits = [found.low <= truth <= found.high for found, truth in LAWS[name](rng, REPEATS, 200)]
+    assert LOW <= np.mean(hits) <= HIGH
 
 
 @pytest.mark.parametrize("paired", [True, False])

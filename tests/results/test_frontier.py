@@ -132,7 +132,7 @@ def test_the_better_generator_dominates_more(cell: Make) -> None:
     summary = schema.from_rows(sweep(cell))
     (found,) = frontiers(summary)
     worst, replicates = corner(found), Replicates(summary)
-    assert worst == (3.6, pytest.approx(40 * 1.3**3))
+    assert worst == (3.5, 97.0)  # 3.6 nats and 87.9, a step outside, in round numbers
     mdlm, dfm = (dominated_area(curve, worst, replicates) for curve in found.curves[:2])
     assert dfm.low > mdlm.value
 

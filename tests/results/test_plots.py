@@ -95,6 +95,9 @@ def test_frontier_shows_points_labels_and_the_reading(swept: list[dict[str, Any]
     readings = [note for note in first.notes if "at the entropy of real text" in note]
     assert any(note.startswith("mdlm mask, 8 steps: gen-PPL") and "(3.700 nats)" in note for note in readings)
     assert any(note.startswith("ar: entropy") or "one point at" in note for note in first.notes)
+    areas = [re.search(r"^(.*?), \d+ steps.* Dominated area [\d.]+±[\d.]+\.$", note) for note in first.notes]
+    assert sorted(found[1] for found in areas if found) == ["mdlm mask"] * 2 + ["tsdfm uniform"] * 2
+    assert sum(note.startswith("Dominated area: ") and "the corner at" in note for note in first.notes) == 1
 
 
 def test_many_curves_are_split_by_steps(cell: Make) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,14 +15,28 @@ import pytest
 from tsdfm_bench.results import schema
 from tsdfm_bench.results.report import Material, Texts, Trace, render_report
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install -e '.[dev]')")
+try:
+    from selenium import webdriver
+except ImportError:
+    webdriver = None
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
 )
 CHROMEDRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or CHROMEDRIVER is None,
-    reason="the browser test needs Chromium and its driver (apt-get install chromium chromium-driver)",
+MISSING = [
+    what
+    for what, found in (
+        ("selenium (pip install -e '.[dev]')", webdriver),
+        ("Chromium (apt-get install chromium)", CHROMIUM),
+        ("its driver (apt-get install chromium-driver)", CHROMEDRIVER),
+    )
+    if found is None
+]
+ASKED = os.environ.get("TSDFM_BENCH_BROWSER") or (
+    "required" if os.environ.get("CI", "").lower() in ("1", "true") else ""
+)
+needs_browser = pytest.mark.skipif(
+    bool(MISSING), reason=f"THE REPORT WAS NOT TESTED IN A BROWSER: there is no {', no '.join(MISSING)}"
 )
 
 FLAGS = (
@@ -30,6 +45,13 @@ FLAGS = (
 )  # fmt: skip
 HOSTILE = "</p><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>\u202etxt\x00"
 KEYS = {"right": "\ue014", "enter": "\ue007"}
+
+
+def test_a_browser_is_there_where_one_is_expected() -> None:
+    """CI=true or TSDFM_BENCH_BROWSER=required ("optional" overrules CI): what is skipped must not pass for tested."""
+    if ASKED != "required":
+        pytest.skip("no browser is required here: neither CI nor TSDFM_BENCH_BROWSER=required is set")
+    assert not MISSING, f"a browser is required here, but there is no {', no '.join(MISSING)}"
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +85,26 @@ def page(cell: Callable[..., list[dict[str, Any]]], tmp_path_factory: pytest.Tem
     states = np.array([[9, 9, 9], [9, 1, 9], [0, 1, 9], [0, 1, 2]])
     trace = Trace(cells[0], 0, [1, 2, 3, 4], states, {0: "zero ", 1: "one ", 2: HOSTILE}, 4)
     path: Path = tmp_path_factory.mktemp("report") / "report.html"
-    made = Material("a run", summary, texts=texts, traces=[trace], commands=dict.fromkeys(cells, "tsdfm-bench run"))
+    long = "the student's entropy is below the teacher's, from which alone a lower perplexity follows; " * 2
+    judged = {"where": {"task": "sotu", "scorer": "judge", "source": "uniform"}, "status": "contradicted", "n": 256}
+    judged |= {"value": 3.0, "low": -3.0, "high": 8.0, "n_needed": None, "cells": {}, "reason": long}
+    verdict = {
+        "id": "c",
+        "title": "a claim",
+        "statement": "It holds.",
+        "source": "abstract",
+        "reason": long,
+        "note": "",
+    }
+    verdict |= {"formula": "ppl(a) / ppl(b)", "holds": "< 1", "unit": "", "published": 32.0, "confidence": "stated"}
+    made = Material(
+        "a run",
+        summary,
+        verdicts=[verdict | {"status": "contradicted", "instances": [judged] * 2}],
+        texts=texts,
+        traces=[trace],
+        commands=dict.fromkeys(cells, "tsdfm-bench run"),
+    )
     path.write_text(render_report(made), encoding="utf-8")
     return path.as_uri()
 
@@ -99,6 +140,7 @@ def press(element: Any, key: str) -> None:
     element.send_keys(KEYS.get(key, key))
 
 
+@needs_browser
 def test_a_column_sorts_by_its_numbers_with_the_keyboard_alone(open_page: Any) -> None:
     place = heads(open_page).index("gen-PPL")
     before = column(open_page, place)
@@ -114,6 +156,7 @@ def test_a_column_sorts_by_its_numbers_with_the_keyboard_alone(open_page: Any) -
     assert head.get_attribute("aria-sort") == "descending"
 
 
+@needs_browser
 def test_the_filter_acts_on_table_plots_and_texts(open_page: Any) -> None:
     find(open_page, "#q")[0].send_keys("tsdfm 8")
     shown = find(open_page, "#shown")[0].text
@@ -134,6 +177,7 @@ def test_the_filter_acts_on_table_plots_and_texts(open_page: Any) -> None:
     assert set(column(open_page, heads(open_page).index("source"))) == {"mask"}
 
 
+@needs_browser
 def test_a_plot_can_be_read_by_keyboard_and_its_curves_hidden(open_page: Any) -> None:
     figure = find(open_page, "figure.plot")[0]
     chart = figure.find_element("css selector", "svg")
@@ -156,6 +200,7 @@ def test_a_plot_can_be_read_by_keyboard_and_its_curves_hidden(open_page: Any) ->
     assert find(figure, f'.line[data-line="{line}"] .point') == find(figure, f'.line[data-line="{line}"] .point.off')
 
 
+@needs_browser
 def test_two_texts_stand_side_by_side_with_their_differences(open_page: Any) -> None:
     assert find(open_page, "#pair-left mark") == []
     box = find(open_page, "#mark")[0]
@@ -170,6 +215,7 @@ def test_two_texts_stand_side_by_side_with_their_differences(open_page: Any) -> 
     assert "<script>" in find(open_page, "#pair-left")[0].text
 
 
+@needs_browser
 def test_a_trajectory_moves_with_the_arrow_keys(open_page: Any) -> None:
     player = find(open_page, "details.trace .player")[0]
     slider = player.find_element("css selector", "input")
@@ -183,6 +229,7 @@ def test_a_trajectory_moves_with_the_arrow_keys(open_page: Any) -> None:
     assert slider.get_attribute("aria-valuetext") == "after step 4: 1 of 3 tokens changed"
 
 
+@needs_browser
 def test_every_control_has_a_name_and_the_headings_descend(open_page: Any) -> None:
     nameless = """return [...document.querySelectorAll('button, input, select, svg, [role=region]')].filter((e) =>
       !(e.textContent.trim() || e.labels?.length || e.ariaLabel || e.getAttribute('aria-labelledby'))).length"""
@@ -195,18 +242,22 @@ def test_every_control_has_a_name_and_the_headings_descend(open_page: Any) -> No
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
+@needs_browser
 def test_the_page_fits_its_window_in_both_schemes(open_page: Any, scheme: str, width: int) -> None:
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     open_page.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     open_page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     assert open_page.execute_script("return document.documentElement.scrollWidth") <= width
+    tall = "return Math.max(...[...document.querySelectorAll('td.why')].map((cell) => cell.offsetHeight))"
+    assert open_page.execute_script(tall) < 300  # a sentence, not a letter a line
     ground = open_page.execute_script("return getComputedStyle(document.body).backgroundColor")
     brightness = sum(int(part) for part in ground[4:-1].split(","))
     assert (brightness > 600) == (scheme == "light")
     open_page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+@needs_browser
 def test_without_javascript_everything_can_be_read(driver: Any, page: str) -> None:
     driver.get("about:blank")
     driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
