@@ -254,7 +254,8 @@ def _at_full(net: PretrainedNetwork, recipe: Recipe) -> PretrainedNetwork:
     blocks = recipe.network.blocks
     if isinstance(net, Compass):
         blocks = max((stage.blocks for stage in recipe.stage if stage.kind == "compass"), default=blocks)
-    return _without_storage(type(net), replace(net.config, blocks=blocks, length=recipe.length))
+    kind: Any = type(net)
+    return _without_storage(kind, replace(net.config, blocks=blocks, length=recipe.length))
 
 
 @lru_cache(maxsize=16)
