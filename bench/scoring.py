@@ -14,7 +14,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -382,6 +382,8 @@ def _score_cell(cell: Cell, judge: Judge, scorer: Scorer, job: Job, done: int, p
         for first in range(before, job.batch_size, chunk):
             some = texts[first : first + chunk]
             scored = _in_memory(scorer, some, job)
+            if not is_infilling(cell.prefix):
+                scored = replace(scored, spans=None)
             if given:
                 told = prompts[first : first + chunk]
                 scored = cut(scored, told, judge.prompts, lambda new: _in_memory(scorer, new, job))
@@ -438,6 +440,8 @@ def adopt(cell: Cell, judge: Judge, job: Job) -> bool:
     try:
         scores = read_scores(recorded)
         rows, texts = len(scores.nll), hashlib.sha256()
+        if is_infilling(cell.prefix) and scores.spans is None:
+            return False
         if not _made_by(judge, scores.meta) or _scored(job, judge, cell) >= rows or rows % job.batch_size:
             return False
         for batch in range(min(rows // job.batch_size, job.batches)):
@@ -447,7 +451,7 @@ def adopt(cell: Cell, judge: Judge, job: Job) -> bool:
     if rows > job.batches * job.batch_size or texts.hexdigest() != scores.meta.get("texts"):
         return False
     units = [ids.astype(np.int64) for ids in scores.units]
-    found = ScoreBatch(scores.nll, units, scores.special, scores.bytes, scores.features)
+    found = ScoreBatch(scores.nll, units, scores.special, scores.bytes, scores.features, scores.spans)
     _save(job.folder, judge, cell, found, judge.info, texts.hexdigest(), taken_over=True)
     return True
 
@@ -481,11 +485,10 @@ def _save(
     taken_over: bool = False,
 ) -> None:
     meta = {"scorer": asdict(info), "score_id": score_id(cell.id, info), "texts": texts, "taken_over": taken_over}
-    spans = scores.spans if is_infilling(cell.prefix) else None
     if is_infilling(cell.prefix):
-        meta["spans"] = spans is not None
+        meta["spans"] = scores.spans is not None
     path = folder.scores_path(judge.name, cell.id)
-    write_scores(path, scores.nll, scores.units, scores.special, scores.bytes, scores.features, meta, spans)
+    write_scores(path, scores.nll, scores.units, scores.special, scores.bytes, scores.features, meta, scores.spans)
 
 
 def head(scores: ScoreBatch, n: int) -> ScoreBatch:
