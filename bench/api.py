@@ -394,6 +394,9 @@ class ScoreBatch:
         special: n bool arrays of the same lengths, True where the unit is an end-of-text token.
         bytes: (n,) number of UTF-8 bytes of each text.
         features: (n, d) float32 mean-pooled hidden states, or None.
+        spans: n int arrays (units, 2), begin and end of every scored unit in its text, in characters (`IdScorer`: in
+            tokens); they may overlap, where a character is split. None = the scorer cannot say, and rows whose tokens
+            were filled in between given ones have no number from it.
     """
 
     nll: list[np.ndarray]
@@ -401,6 +404,7 @@ class ScoreBatch:
     special: list[np.ndarray]
     bytes: np.ndarray
     features: np.ndarray | None = None
+    spans: list[np.ndarray] | None = None
 
 
 @runtime_checkable
@@ -449,6 +453,21 @@ class OfTaskHook(Protocol):
 
 
 @dataclass(frozen=True)
+class Infilling:
+    """The sequences whose free places were filled in.
+
+    Args:
+        sequences: (n, length) int32, what was given and what was filled in.
+        lengths: (n,) int64, how many leading tokens of each row count.
+        places: (n, length) int64; token j of row i of `CellData.tokens` stands at places[i, j] of its sequence.
+    """
+
+    sequences: np.ndarray
+    lengths: np.ndarray
+    places: np.ndarray
+
+
+@dataclass(frozen=True)
 class CellData:
     """Everything stored about one cell, as a metric sees it. Arrays are numpy; n sequences.
 
@@ -467,6 +486,9 @@ class CellData:
         training: gives the task's training text, or None if it offers none.
         prompt: (n, given) the tokens that every sequence was given to continue, or None. Everything above is about the
             continuation alone; scorers have read both, and features are of both.
+        infilling: the whole sequences, where scattered places were given, or None. Everything above is then about the
+            tokens filled in alone, moved together to the left (`pieces` tells which are neighbours); of a scorer's
+            units, those with at least one character that was filled in, and `bytes` are theirs.
     """
 
     tokens: np.ndarray
@@ -482,6 +504,17 @@ class CellData:
     law: ExactLaw | None = None
     training: Callable[[], TrainingStreams] | None = None
     prompt: np.ndarray | None = None
+    infilling: Infilling | None = None
+
+    def pieces(self) -> list[list[np.ndarray]]:
+        """The tokens of each of the n sequences, (length,) each, in pieces whose tokens are neighbours in the text."""
+        import numpy as np
+
+        rows = [row[:length] for row, length in zip(self.tokens, self.lengths, strict=True)]
+        if self.infilling is None:
+            return [[row] for row in rows]
+        steps = [np.diff(at[: len(row)]) for row, at in zip(rows, self.infilling.places, strict=True)]
+        return [np.split(row, np.flatnonzero(step != 1) + 1) for row, step in zip(rows, steps, strict=True)]
 
 
 @dataclass(frozen=True)

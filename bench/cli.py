@@ -373,6 +373,28 @@ def plan(
 
 
 @app.command()
+def score(
+    target: Annotated[str, typer.Argument(help="A run folder, or a file of samples.", metavar="RUN|FILE")],
+    scorers: Scorers = None,
+    metrics: Metrics = None,
+    conventions: Conventions = None,
+    task: Task = None,
+    length: Length = None,
+    samples: Samples = None,
+    out: Out = None,
+    device: Device = None,
+    threads: Threads = None,
+    plugin: Plugin = None,
+    json: Json = False,
+) -> None:
+    """Judge samples that exist already by more scorers and metrics; nothing is sampled."""
+    given = _given(locals())
+    from tsdfm_bench.commands.score import score_command
+
+    _leave(lambda: score_command(given.pop("target"), given, json))
+
+
+@app.command()
 def status(
     folder: Folder = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it until nothing goes on any more.")] = False,

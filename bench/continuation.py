@@ -5,7 +5,7 @@ the prompt are then left out. A judge's units are its own, and it does not say w
 prompt is found by letting it read the prompt by itself. The units both readings begin with are the prompt's; one that
 reaches across the end of the prompt counts for the continuation. Features for MAUVE are those of the whole text.
 
-Places pinned for infilling are spread over the text, the same in every row, and are measured with it.
+Places given for an infilling are scattered: `infilling` tells what is measured there.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tsdfm_bench.errors import PluginError
@@ -71,14 +72,15 @@ def _tensor(batch: Any, name: str, shape: tuple[int, ...], who: str) -> Any:
     return value.detach().cpu()
 
 
-def check_scores(batch: Any, texts: int) -> ScoreBatch:
-    """The scores of `texts` texts as they are, or `PluginError` for the first fault."""
+def check_scores(batch: Any, inputs: Sequence[Any]) -> ScoreBatch:
+    """The scores of n texts, or n id sequences, as they are, or `PluginError` for the first fault."""
     import numpy as np
 
     from tsdfm_bench.api import ScoreBatch
 
     if not isinstance(batch, ScoreBatch):
         raise PluginError(f"score must return a ScoreBatch, not a {type(batch).__name__}")
+    texts = len(inputs)
     for name in ("nll", "units", "special", "bytes"):
         if len(getattr(batch, name)) != texts:
             raise PluginError(f"score returned {len(getattr(batch, name))} {name} for {texts} texts")
@@ -91,4 +93,22 @@ def check_scores(batch: Any, texts: int) -> ScoreBatch:
             raise PluginError(f"score returned an NLL that is not finite for text {i}")
     if batch.features is not None and (np.ndim(batch.features) != 2 or len(batch.features) != texts):
         raise PluginError(f"score returned features of shape {np.shape(batch.features)} for {texts} texts")
+    if batch.spans is not None:
+        _check_spans(batch.spans, batch.nll, inputs)
     return batch
+
+
+def _check_spans(spans: Any, nll: Sequence[np.ndarray], inputs: Sequence[Any]) -> None:
+    import numpy as np
+
+    if len(spans) != len(inputs):
+        raise PluginError(f"score returned {len(spans)} spans for {len(inputs)} texts")
+    for i, (row, units, text) in enumerate(zip(spans, nll, inputs, strict=True)):
+        found = np.asarray(row)
+        if found.shape != (len(units), 2) or not np.issubdtype(found.dtype, np.integer):
+            raise PluginError(
+                f"score returned spans of {found.dtype} {found.shape} for the {len(units)} units of text {i}: whole "
+                f"numbers of shape ({len(units)}, 2) are needed"
+            )
+        if np.any(found[:, 0] < 0) or np.any(found[:, 0] > found[:, 1]) or np.any(found[:, 1] > len(text)):
+            raise PluginError(f"score returned a span that does not lie in text {i}, which is {len(text)} long")

@@ -24,6 +24,16 @@ from tsdfm_bench.api import CellData, CostRecord, Measurement, Metric, ScoreBatc
 from tsdfm_bench.conditioning import pinned_tokens
 from tsdfm_bench.continuation import prompt_length
 from tsdfm_bench.errors import BenchError, PluginError, UsageError
+from tsdfm_bench.infilling import (
+    ABOUT,
+    ABOUT_FEATURES,
+    ABOUT_TOKENS,
+    ABOUT_UNITS,
+    NO_SPANS,
+    Filled,
+    filled_places,
+    is_infilling,
+)
 from tsdfm_bench.launch.batches import read_costs
 from tsdfm_bench.meter import total
 from tsdfm_bench.plan import same_scorer
@@ -32,7 +42,7 @@ from tsdfm_bench.results.columns import Terms, columns_path, write_columns
 from tsdfm_bench.results.columns import terms as terms_of
 from tsdfm_bench.results.files import json_hash, read_json, write_json
 from tsdfm_bench.results.resampling import intervals
-from tsdfm_bench.results.store import CorruptFile, RunFolder
+from tsdfm_bench.results.store import CorruptFile, RunFolder, read_arrow
 from tsdfm_bench.scoring import Judge, head, read_tokens, stored_scores
 from tsdfm_bench.texts import texts_of
 
@@ -72,11 +82,13 @@ class Measured:
         rows: fields of the summary that depend on the metric.
         failures: metric -> why it could not be computed.
         cost: of sampling, or None.
+        without: scorer -> why its scores say nothing of this cell.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     cost: CostRecord | None = None
+    without: dict[str, str] = field(default_factory=dict)
 
 
 def find_gauges(
@@ -195,6 +207,9 @@ class Measurer:
                         write_json(self._path(cell, gauge), {"key": key, "rows": rows, "columns": columns})
                         result[cell.id].rows += rows
                     phase.advance(1, 1)
+        for cell in cells:
+            if is_infilling(cell.prefix):
+                result[cell.id].without = self._without(cell)
         order = {str(gauge.spec): i for i, gauge in enumerate(self.gauges)}
         for measured in result.values():
             _merge(measured, order)
@@ -221,8 +236,10 @@ class Measurer:
     def _key(self, cell: Cell, gauge: Gauge) -> str:
         """Hash of everything a measurement depends on."""
         scored = [cell, *(c for c in (self.real, self.other) if c is not None)] if gauge.needs else []
+        infilled = {"infilled": ABOUT} if is_infilling(cell.prefix) else {}
         return json_hash(
             {
+                **infilled,
                 "cell": cell.id,
                 "samples": self.samples,
                 "prompt": prompt_length(cell.prefix, self.task),
@@ -240,6 +257,12 @@ class Measurer:
         if not self.folder.scores_path(judge.name, cell.id).exists() or cell.id in judge.failures:
             return ""
         return same_scorer(judge.info) if judge.info is not None else "unknown"
+
+    def _without(self, cell: Cell) -> dict[str, str]:
+        """Judges that have scored an infilling and do not say where their units lie, with that reason."""
+        stored = {judge.name: self.folder.scores_path(judge.name, cell.id) for judge in self.judges}
+        metas = {name: read_arrow(path, ["bytes"])[1] for name, path in stored.items() if path.exists()}
+        return {name: NO_SPANS for name, meta in metas.items() if not meta.get("spans")}
 
     def _cost(self, cell: Cell) -> CostRecord | None:
         if cell.kind == "method" and cell.draw is None:  # samples made elsewhere: reading them is not what they cost
@@ -270,7 +293,11 @@ class Measurer:
         return [self._row(gauge, m, known.get((m.metric, m.scorer)), note) for m in found]
 
     def _note(self, cell: Cell, gauge: Gauge) -> str:
-        """What a definition has to say of a prompt."""
+        """What a definition has to say of what was given."""
+        if is_infilling(cell.prefix) and "cost" not in gauge.needs:
+            if "features" in gauge.needs:
+                return ABOUT_FEATURES
+            return ABOUT_UNITS if "scores" in gauge.needs else ABOUT_TOKENS
         given = prompt_length(cell.prefix, self.task)
         if not given or "cost" in gauge.needs:
             return ""
@@ -355,12 +382,22 @@ class Measurer:
             prompt, tokens = tokens[:, :given], np.ascontiguousarray(tokens[:, given:])
             lengths = np.maximum(lengths - given, 0)
             texts = self.task.decode(tokens, lengths)
+        part, infilling = None, None
+        if is_infilling(cell.prefix):
+            part = Filled(tokens, lengths, texts, filled_places(cell, self.task, lengths), self.task)
+            tokens, lengths, infilling = part.moved_together()
+            texts = self.task.decode(tokens, lengths)
         scores: dict[str, ScoreBatch] = {}
         infos: dict[str, ScorerInfo] = {}
         for judge in self.judges:
             stored = stored_scores(self.folder, judge, cell.id) if cell.id not in judge.failures else None
-            if stored is not None and len(stored[0].nll) >= n:
-                scores[judge.name], infos[judge.name] = head(stored[0], n), stored[1]
+            if stored is None or len(stored[0].nll) < n:
+                continue
+            found, info = head(stored[0], n), stored[1]
+            if part is not None and found.spans is None:
+                continue  # `_without` says why
+            scores[judge.name] = found if part is None else part.scores(found, info.input == "ids")
+            infos[judge.name] = info
         return CellData(
             tokens=tokens,
             lengths=lengths,
@@ -375,6 +412,7 @@ class Measurer:
             law=getattr(self.task, "law", None) if self.task.info.law else None,
             training=getattr(self.task, "training_streams", None),
             prompt=prompt,
+            infilling=infilling,
         )
 
     def _reference(self, cell: Cell) -> CellData:

@@ -3,8 +3,8 @@
 A scorer reads texts, so each cell's tokens are decoded by the task; one whose input is "ids" gets the tokens.
 Texts are scored in the batches they were sampled in, so that a scorer sees the same texts together however the work was
 split. Scores are valid for one scorer revision, dtype and windowing: their identity is stored with them, and other
-scores are made again. A scorer whose files cannot be obtained is left out, with the reason, and the run goes on; a
-scorer is only loaded if it has something to do.
+scores are made again. Of an infilling it is stored, too, where the units lie in the text. A scorer whose files cannot
+be obtained is left out, with the reason, and the run goes on; a scorer is only loaded if it has something to do.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from tsdfm_bench.api import ScoreBatch, ScorerInfo
 from tsdfm_bench.continuation import Known, cut, prompt_length, prompts_of
 from tsdfm_bench.contract import check_scores
 from tsdfm_bench.errors import AssetError, BenchError, PluginError, UsageError
+from tsdfm_bench.infilling import is_infilling
 from tsdfm_bench.launch.batches import free
 from tsdfm_bench.launch.failures import (
     judge_problem_path,
@@ -163,9 +164,8 @@ def stored_scores(folder: RunFolder, judge: Judge, cell: str) -> tuple[ScoreBatc
     if not _made_by(judge, scores.meta):
         return None
     units = [ids.astype(np.int64) for ids in scores.units]
-    return ScoreBatch(scores.nll, units, scores.special, scores.bytes, scores.features), ScorerInfo(
-        **scores.meta["scorer"]
-    )
+    found = ScoreBatch(scores.nll, units, scores.special, scores.bytes, scores.features, scores.spans)
+    return found, ScorerInfo(**scores.meta["scorer"])
 
 
 def read_tokens(folder: RunFolder, cell: str, batches: int) -> Samples:
@@ -298,7 +298,8 @@ def _scored(job: Job, judge: Judge, cell: Cell) -> int:
     except CorruptFile as error:
         job.damaged(error)
         return 0
-    return rows if _made_by(judge, meta) else 0
+    told = "spans" in meta or not is_infilling(cell.prefix)  # before spans were kept, nobody asked for them
+    return rows if told and _made_by(judge, meta) else 0
 
 
 def _head(job: Job, judge: Judge, cell: Cell) -> tuple[int, Mapping[str, Any]]:
@@ -386,6 +387,8 @@ def _score_cell(cell: Cell, judge: Judge, scorer: Scorer, job: Job, done: int, p
         for first in range(before, job.batch_size, chunk):
             some = texts[first : first + chunk]
             scored = _in_memory(scorer, some, job)
+            if not is_infilling(cell.prefix):
+                scored = replace(scored, spans=None)
             if given:
                 told = prompts[first : first + chunk]
                 scored = cut(scored, told, judge.prompts, lambda new: _in_memory(scorer, new, job))
@@ -404,7 +407,7 @@ def _score_cell(cell: Cell, judge: Judge, scorer: Scorer, job: Job, done: int, p
 def _in_memory(scorer: Scorer, texts: Sequence[Any], job: Job) -> ScoreBatch:
     """Scores of some texts, in halves if memory does not hold them together."""
     try:
-        return check_scores(scorer.score(texts), len(texts))
+        return check_scores(scorer.score(texts), texts)
     except (Exception, SystemExit) as error:
         if len(texts) == 1 or not memory_ran_out(error):
             raise
@@ -442,6 +445,8 @@ def adopt(cell: Cell, judge: Judge, job: Job) -> bool:
     try:
         scores = read_scores(recorded)
         rows, texts = len(scores.nll), hashlib.sha256()
+        if is_infilling(cell.prefix) and scores.spans is None:
+            return False
         if not _made_by(judge, scores.meta) or _scored(job, judge, cell) >= rows or rows % job.batch_size:
             return False
         for batch in range(min(rows // job.batch_size, job.batches)):
@@ -451,7 +456,7 @@ def adopt(cell: Cell, judge: Judge, job: Job) -> bool:
     if rows > job.batches * job.batch_size or texts.hexdigest() != scores.meta.get("texts"):
         return False
     units = [ids.astype(np.int64) for ids in scores.units]
-    found = ScoreBatch(scores.nll, units, scores.special, scores.bytes, scores.features)
+    found = ScoreBatch(scores.nll, units, scores.special, scores.bytes, scores.features, scores.spans)
     _save(job.folder, judge, cell, found, judge.info, texts.hexdigest(), taken_over=True)
     return True
 
@@ -485,24 +490,31 @@ def _save(
     taken_over: bool = False,
 ) -> None:
     meta = {"scorer": asdict(info), "score_id": score_id(cell.id, info), "texts": texts, "taken_over": taken_over}
+    if is_infilling(cell.prefix):
+        meta["spans"] = scores.spans is not None
     path = folder.scores_path(judge.name, cell.id)
-    write_scores(path, scores.nll, scores.units, scores.special, scores.bytes, scores.features, meta)
+    write_scores(path, scores.nll, scores.units, scores.special, scores.bytes, scores.features, meta, scores.spans)
 
 
 def head(scores: ScoreBatch, n: int) -> ScoreBatch:
     """The scores of the first n texts."""
     features = None if scores.features is None else scores.features[:n]
-    return ScoreBatch(scores.nll[:n], scores.units[:n], scores.special[:n], scores.bytes[:n], features)
+    spans = None if scores.spans is None else scores.spans[:n]
+    return ScoreBatch(scores.nll[:n], scores.units[:n], scores.special[:n], scores.bytes[:n], features, spans)
 
 
 def _join(parts: Sequence[ScoreBatch]) -> ScoreBatch:
     features = [part.features for part in parts if part.features is not None]
     if features and len(features) != len(parts):
         raise PluginError("score returned features for some batches only")
+    spans = [part.spans for part in parts if part.spans is not None]
+    if spans and len(spans) != len(parts):
+        raise PluginError("score returned spans for some batches only")
     return ScoreBatch(
         [nll for part in parts for nll in part.nll],
         [units for part in parts for units in part.units],
         [special for part in parts for special in part.special],
         np.concatenate([part.bytes for part in parts]),
         np.concatenate(features) if features else None,
+        [row for rows in spans for row in rows] if spans else None,
     )

@@ -155,7 +155,7 @@ def _done_rows(
         )
         rows.append({**common, **scorer, **row})
     for judge in judges:
-        reason = judge.problem or judge.failures.get(cell, "")
+        reason = judge.problem or judge.failures.get(cell) or measured.without.get(judge.name, "")
         if reason:
             rows.append({**common, "metric": NO_SCORES, "scorer": judge.name, "reason": first_line(reason)})
     for metric, reason in measured.failures.items():

@@ -30,6 +30,7 @@ _DIGEST = "sha256"
 _MARK = b"tsdfm-bench-file-sha256:"
 _BLANK = b"0" * 64
 _META = b"tsdfm-bench-meta"
+_SPAN = ("begin", "end")
 
 
 class Samples(NamedTuple):
@@ -56,6 +57,7 @@ class Scores(NamedTuple):
         bytes: (n,) int64, UTF-8 bytes of each text.
         features: (n, d) float32, or None.
         meta: what was stored about the scorer.
+        spans: n int32 arrays (units, 2), begin and end of each unit in its text; None if none were stored.
     """
 
     nll: list[np.ndarray]
@@ -64,6 +66,7 @@ class Scores(NamedTuple):
     bytes: np.ndarray
     features: np.ndarray | None
     meta: dict[str, Any]
+    spans: list[np.ndarray] | None = None
 
 
 # -------------------------------------------------------------------------------------------------------- NPZ
@@ -266,6 +269,7 @@ def write_scores(
     bytes: Iterable[int] | np.ndarray,
     features: np.ndarray | None = None,
     meta: Mapping[str, Any] | None = None,
+    spans: Sequence[np.ndarray] | None = None,
 ) -> None:
     """Write the scores of n texts by one scorer, one row a text.
 
@@ -277,6 +281,7 @@ def write_scores(
         bytes: (n,) UTF-8 bytes of each text.
         features: (n, d) floats, stored as float32, or None.
         meta: JSON values to keep with them (the scorer's name, revision, dtype, windowing).
+        spans: n integer arrays (units, 2), stored as the columns `begin` and `end`, or None.
 
     Raises:
         ValueError: the shapes do not agree.
@@ -293,12 +298,18 @@ def write_scores(
         if not (len(nll[i]) == len(units[i]) == len(special[i])):
             raise ValueError(f"text {i}: {len(nll[i])} nll, {len(units[i])} units, {len(special[i])} special")
     float32 = n > 0 and all(np.asarray(row).dtype == np.float32 for row in nll)
-    columns: dict[str, Any] = {}
-    for name, rows, dtype in (
+    lists: list[tuple[str, Sequence[np.ndarray], Any]] = [
         ("nll", nll, np.float32 if float32 else np.float64),
         ("units", units, np.int32),
         ("special", special, np.bool_),
-    ):
+    ]
+    if spans is not None:
+        shapes = [np.shape(row) for row in spans]
+        if shapes != [(len(row), 2) for row in nll]:
+            raise ValueError("spans must be a begin and an end for every unit")
+        lists += [(name, [row[:, i] for row in spans], np.int32) for i, name in enumerate(_SPAN)]
+    columns: dict[str, Any] = {}
+    for name, rows, dtype in lists:
         values, offsets = _lists(rows, dtype)
         columns[name] = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
     columns["bytes"] = pa.array(sizes)
@@ -315,7 +326,8 @@ def read_scores(path: str | os.PathLike[str]) -> Scores:
     table, meta = read_arrow(path)
     try:
         lists = {}
-        for name in ("nll", "units", "special"):
+        placed = set(_SPAN) <= set(table.column_names)
+        for name in ("nll", "units", "special", *(_SPAN if placed else ())):
             column = table[name].combine_chunks()
             values = column.values.to_numpy(zero_copy_only=False)
             bounds = column.offsets.to_numpy()
@@ -327,4 +339,5 @@ def read_scores(path: str | os.PathLike[str]) -> Scores:
             features = column.values.to_numpy().reshape(len(sizes), -1).copy()
     except (KeyError, AttributeError, ValueError) as error:
         raise CorruptFile.of(path, f"it is not a score file ({error})") from error
-    return Scores(lists["nll"], lists["units"], lists["special"], sizes, features, meta)
+    spans = [np.stack(ends, axis=1) for ends in zip(*(lists[name] for name in _SPAN), strict=True)] if placed else None
+    return Scores(lists["nll"], lists["units"], lists["special"], sizes, features, meta, spans)

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from tsdfm_bench.console import Reporter
+from tsdfm_bench.registry import Registry
+from tsdfm_bench.spec import parse_spec
 
 if TYPE_CHECKING:
     from tsdfm_bench.methods.train.dryrun import Rehearsal
@@ -33,7 +35,8 @@ def rehearse_command(recipe: Recipe, stages: list[str] | None, as_json: bool) ->
         reporter.note(f"{result.name}: one step in {result.seconds:.1f} s, loss {result.loss:.4g}")
 
     reporter.note(f"Rehearsing recipe '{recipe.scale}' on random tokens, {recipe.vocab_size:,} in the vocabulary:")
-    rehearse(recipe, stages, done)
+    exact = hasattr(Registry().load("tasks", parse_spec(recipe.task).name), "oracle")
+    rehearse(recipe, stages, done, exact)
     if as_json:
         json.dump([asdict(result) for result in results], sys.stdout, indent=1)
         print()

@@ -86,9 +86,9 @@ def train_command(
         )
     if task is not None:
         recipe = recipe.model_copy(update={"task": task})
-        if dry_run:
-            info = load_task(parse_spec(task), Registry()).info
-            recipe = recipe.model_copy(update={"vocab_size": info.vocab_size, "length": info.length})
+    if dry_run and (task is not None or not recipe.vocab_size or not recipe.length):
+        info = load_task(parse_spec(recipe.task), Registry()).info
+        recipe = recipe.model_copy(update={"vocab_size": info.vocab_size, "length": info.length})
     if dry_run:
         from tsdfm_bench.commands.rehearse import rehearse_command
 

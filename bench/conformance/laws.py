@@ -151,7 +151,7 @@ def noise() -> float:
 
 def convergence(subject: Subject) -> str:
     """With exact predictions the sampled law approaches the true one."""
-    method = _with(subject, Enumerated, SYMBOLS, PLACES)
+    method = with_denoiser(subject, Enumerated, SYMBOLS, PLACES)
     floor = noise()
     limit = 2.5 * floor + 0.02
     if not subject.info.uses_steps:
@@ -175,8 +175,13 @@ def _distance(subject: Subject, method: Method, steps: int | None) -> float:
     return 0.5 * float((counts - law()).abs().sum())
 
 
-def _with(subject: Subject, denoiser: Any, vocab_size: int, length: int) -> Method:
-    """The method around a denoiser of the kit, in the setting under test."""
+def with_denoiser(subject: Subject, denoiser: Any, vocab_size: int, length: int) -> Method:
+    """The method around a denoiser of the kit, in the setting under test.
+
+    Raises:
+        Skipped: it takes none, or not for this source or setting.
+        Failed: it breaks.
+    """
     if not hasattr(subject.cls, "from_oracle"):
         raise Skipped("it has no from_oracle (see tsdfm_bench.api.FromOracleHook), so no exact denoiser can be put in")
     if subject.setting.source not in (None, "mask", "uniform"):
@@ -256,7 +261,7 @@ class Rare:
 
 def arithmetic(subject: Subject) -> str:
     """Rare tokens are drawn as often as the arithmetic that was asked for says."""
-    method = _with(subject, Rare, WIDTH, 1)
+    method = with_denoiser(subject, Rare, WIDTH, 1)
     seen = []
     for draw, wanted in (("fp64", "exact"), ("legacy-fp32", "fp32")):
         request = subject.request(1, 1, draw=draw, steps=1 if subject.info.uses_steps else None)

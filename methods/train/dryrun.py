@@ -4,6 +4,7 @@ Parameters are counted on networks without storage. Each stage is then built at 
 tokens of the recipe's vocabulary, and makes one step with its own objective, so that a missing teacher, a wrong option
 or a loss that is not finite shows in a minute and not on a cluster. Later stages start from the earlier ones' networks,
 as in a training. Maps that start at zero get small random values, or a student would agree with its teacher at once.
+Where a recipe asks for the exact energy of its task's text, a rehearsal takes that of its own random tokens.
 
 Estimates, named as such: operations by formula (`flops`), from the calls that the step made; memory per process
 
@@ -17,12 +18,15 @@ import copy
 import math
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from tsdfm_bench.errors import UsageError
 from tsdfm_bench.methods.nets.compass import Compass, CompassConfig
@@ -68,6 +72,29 @@ class Rehearsal:
     seconds: float
 
 
+class RandomTokensEnergy(nn.Module):
+    """The exact energy of noised random tokens: independent, all V equally likely, kappa(t) = t.
+
+    A place that shows a token is one of V under uniform noise, and under mask noise with probability t / V; a mask is
+    seen with probability 1 - t. It stands for `ExactHook.oracle("energy", source)`.
+
+    Args:
+        vocab_size: V.
+        source: "mask" or "uniform".
+    """
+
+    def __init__(self, vocab_size: int, source: str) -> None:
+        super().__init__()
+        self.vocab_size, self.masked = vocab_size, source == "mask"
+
+    def forward(self, tokens: Tensor, time: Tensor, origin: Tensor | None = None) -> Tensor:
+        """(b, length) states at times (b,) -> (b, length) fp32 token energies; `origin` plays no role."""
+        known = tokens < self.vocab_size
+        chance = torch.where(known, time[:, None], 1 - time[:, None]) if self.masked else torch.ones(tokens.shape)
+        share = torch.where(known, 1 / self.vocab_size, 1.0)
+        return -(chance.double() * share).clamp_min(1e-300).log().float()
+
+
 def full_network(stage: Stage, recipe: Recipe, vocab_size: int, length: int) -> PretrainedNetwork:
     """The stage's network without storage (device "meta"): for counting."""
     net = recipe.network
@@ -97,16 +124,22 @@ def parameter_count(stage: Stage, recipe: Recipe, vocab_size: int, length: int) 
     return sum(parameter.numel() for parameter in full_network(stage, recipe, vocab_size, length).parameters())
 
 
-def rehearse(recipe: Recipe, only: list[str] | None = None, done: Callable[[Rehearsal], None] | None = None) -> None:
+def rehearse(
+    recipe: Recipe,
+    only: list[str] | None = None,
+    done: Callable[[Rehearsal], None] | None = None,
+    exact: bool = True,
+) -> None:
     """Rehearse every stage in order, and the stages they need.
 
     Args:
         recipe: states `vocab_size` and `length`.
         only: report these stages; None = all.
         done: called after each stage.
+        exact: the law of the task's text is known, so that a stage may have the compass "oracle".
 
     Raises:
-        UsageError: the recipe does not state its vocabulary and length.
+        UsageError: the recipe does not state its vocabulary and length, or asks for an exact energy that is not known.
         FloatingPointError: a loss is not finite.
     """
     if not recipe.vocab_size or not recipe.length:
@@ -116,17 +149,35 @@ def rehearse(recipe: Recipe, only: list[str] | None = None, done: Callable[[Rehe
     stream = np.random.default_rng(0).integers(0, recipe.vocab_size, STREAM_TOKENS)
     length = min(LENGTH, recipe.length)
     text = TrainingText(
-        "rehearsal", {"train": stream, "validation": stream}, recipe.vocab_size, length, "none", "sha256:none"
+        recipe.task,
+        {"train": stream, "validation": stream},
+        recipe.vocab_size,
+        length,
+        "none",
+        "sha256:none",
+        energy=partial(RandomTokensEnergy, recipe.vocab_size) if exact else None,
     )
     needed = _with_needs(recipe, asked)
     lends = {name for stage in recipe.stage if stage.name in needed for name in stage.needs}
+    made: dict[str, Rehearsal] = {}
     with tempfile.TemporaryDirectory(prefix="tsdfm-bench-rehearsal-") as folder:
         for full, small in zip(recipe.stage, reduced.stage, strict=True):
             if full.name not in needed:
                 continue
             result = _one_step(full, small, recipe, reduced, text, Path(folder), full.name in lends)
+            result = made[full.name] = _as_trained(result, full, made)
             if done is not None and full.name in asked:
                 done(result)
+
+
+def _as_trained(result: Rehearsal, stage: Stage, made: Mapping[str, Rehearsal]) -> Rehearsal:
+    """The steps a control really makes: none where a temperature is matched, those of equal operations."""
+    if not stage.match and not stage.cost_of:
+        return result
+    share = 0.0 if stage.match else made[stage.cost_of].flops / result.flops
+    steps = round(result.steps * share)
+    flops, tokens = result.flops * steps / result.steps, result.tokens // result.steps * steps
+    return replace(result, steps=steps, tokens=tokens, flops=flops)
 
 
 def _with_needs(recipe: Recipe, names: list[str]) -> set[str]:
@@ -200,13 +251,18 @@ def _one_step(
 
 def _at_full(net: PretrainedNetwork, recipe: Recipe) -> PretrainedNetwork:
     """A reduced frozen network at the depth it has in a training, without storage."""
-    config = net.config
     blocks = recipe.network.blocks
     if isinstance(net, Compass):
         blocks = max((stage.blocks for stage in recipe.stage if stage.kind == "compass"), default=blocks)
-    settings = {**vars(config), "blocks": blocks, "length": recipe.length}
+    kind: Any = type(net)
+    return _without_storage(kind, replace(net.config, blocks=blocks, length=recipe.length))
+
+
+@lru_cache(maxsize=16)
+def _without_storage(kind: Any, config: Any) -> PretrainedNetwork:
     with torch.device("meta"):
-        return type(net)(type(config)(**settings))
+        network: PretrainedNetwork = kind(config)
+    return network
 
 
 def _parameters(net: torch.nn.Module) -> int:

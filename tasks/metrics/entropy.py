@@ -59,8 +59,8 @@ class Entropy:
     def compute(self, cell: CellData) -> list[Measurement]:
         """Two measurements."""
         nats = sequence_entropy(cell.tokens, cell.lengths)
-        length = cell.tokens.shape[1]
-        text = f"entropy of each sequence's own histogram of task tokens, mean over sequences of {length} tokens"
+        size = "" if cell.infilling is not None else f" of {cell.tokens.shape[1]} tokens"
+        text = f"entropy of each sequence's own histogram of task tokens, mean over sequences{size}"
         return [
             Measurement(
                 f"entropy_{unit}",

@@ -9,16 +9,19 @@
 * valid: share of sequences that are possible under the law. The others have an infinite NLL and are left out of the
   excess.
 
-After a prompt the law is that of whole sequences: its share of -log p is the entropy of prompts on average, since
-prompts are exact draws, so what is in excess is the continuation's and is divided by the continuation's tokens.
+After a prompt, or of an infilling, the law is that of whole sequences: what was given has the entropy of the given on
+average, since it is part of exact draws, so what is in excess is that of the tokens that were written, and is divided
+by their number. N-grams of an infilling are those whose tokens were all filled in: which places are free does not
+depend on the text, so their law is that of all n-grams.
 
 They apply to tasks with an exact law only (`CellData.law`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import ClassVar
 
 import numpy as np
@@ -40,12 +43,12 @@ def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return np.where(size > 0, above.sum(-1) / np.where(size > 0, size, 1.0), np.nan)
 
 
-def ngram_frequencies(tokens: np.ndarray, lengths: np.ndarray, n: int, vocab_size: int) -> tuple[np.ndarray, int]:
-    """Pooled n-gram frequencies of the rows, (V,) * n, and how many n-grams they come from."""
+def ngram_frequencies(pieces: Iterable[np.ndarray], n: int, vocab_size: int) -> tuple[np.ndarray, int]:
+    """Pooled n-gram frequencies of pieces of text (length,), (V,) * n, and how many n-grams they come from."""
     parts = []
-    for row, length in zip(tokens, lengths, strict=True):
-        ids = np.asarray(row[:length], dtype=np.int64)
-        if length >= n:
+    for piece in pieces:
+        ids = np.asarray(piece, dtype=np.int64)
+        if len(ids) >= n:
             parts.append(sum(ids[k : len(ids) - n + 1 + k] * vocab_size ** (n - 1 - k) for k in range(n)))
     codes = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
     counts = np.bincount(codes, minlength=vocab_size**n).reshape((vocab_size,) * n)
@@ -84,14 +87,17 @@ class Exact:
         law = cell.law
         if law is None:
             return []
-        given = 0 if cell.prompt is None else cell.prompt.shape[1]
+        written = np.asarray(cell.lengths)
         if cell.prompt is not None:
             whole = np.concatenate([cell.prompt, cell.tokens], axis=1)
-            cell = replace(cell, tokens=whole, lengths=np.asarray(cell.lengths) + given)
-        return [*_nll(cell, law, given), *_ngrams(cell, law)]
+            cell = replace(cell, tokens=whole, lengths=written + cell.prompt.shape[1])
+        whole_cell = cell
+        if cell.infilling is not None:
+            whole_cell = replace(cell, tokens=cell.infilling.sequences, lengths=cell.infilling.lengths)
+        return [*_nll(whole_cell, law, written), *_ngrams(cell, law)]
 
 
-def _nll(cell: CellData, law: ExactLaw, given: int) -> list[Measurement]:
+def _nll(cell: CellData, law: ExactLaw, written: np.ndarray) -> list[Measurement]:
     lengths = np.asarray(cell.lengths, dtype=np.int64)
     nll, valid = np.zeros(len(lengths)), np.ones(len(lengths), dtype=bool)
     entropy = np.zeros(len(lengths))
@@ -104,13 +110,15 @@ def _nll(cell: CellData, law: ExactLaw, given: int) -> list[Measurement]:
     counted = valid & (lengths > 0)
     usual = int(lengths.max(initial=1))
     rate = law.entropy_nats(usual) / usual
+    share = "" if np.array_equal(written, lengths) else "of whole sequences, per token that was not given; "
     found = [
         Measurement(
             metric="excess_nll",
             unit="nats",
             definition=f"mean of -log p per token under the exact law of task {law.name}, minus its entropy of "
-            f"{rate:.4f} nats per token at length {usual}; impossible sequences left out; interval over sequences",
-            columns=((nll - entropy) * counted, ((lengths - given) * counted).astype(np.float64)),
+            f"{rate:.4f} nats per token at length {usual}; {share}impossible sequences left out; interval over "
+            "sequences",
+            columns=((nll - entropy) * counted, (written * counted).astype(np.float64)),
             statistic=ratio,
             better="lower",
             n=int(counted.sum()) or None,
@@ -129,11 +137,13 @@ def _nll(cell: CellData, law: ExactLaw, given: int) -> list[Measurement]:
 
 def _ngrams(cell: CellData, law: ExactLaw) -> list[Measurement]:
     found = []
-    length = int(cell.lengths.max(initial=0))
+    whole = cell.lengths if cell.infilling is None else cell.infilling.lengths
+    length = int(whole.max(initial=0))
+    pieces = list(chain.from_iterable(cell.pieces()))
     for n in ORDERS:
         if length < n:
             continue
-        p, count = ngram_frequencies(cell.tokens, cell.lengths, n, cell.vocab_size)
+        p, count = ngram_frequencies(pieces, n, cell.vocab_size)
         q = law.ngrams(n, length)
         text = f"the frequencies of {count} {n}-grams and their exact law; the row of exact draws is the floor"
         tv = f"total variation between {text}"

@@ -61,9 +61,9 @@ class TrainingIndex:
         self.places = np.argsort(seeds, kind="stable")
         self.seeds = seeds[self.places]
 
-    def memorised(self, sequence: np.ndarray) -> float:
-        """Share of the sequence's 13-grams that occur in the text; 0 if it is shorter."""
-        grams = gram_hashes(sequence, GRAM)
+    def memorised(self, *pieces: np.ndarray) -> float:
+        """Share of a sequence's 13-grams that occur in the text, the sequence in pieces; 0 if it has none."""
+        grams = np.concatenate([gram_hashes(piece, GRAM) for piece in pieces])
         if not len(grams) or not len(self.long):
             return 0.0
         at = np.minimum(np.searchsorted(self.long, grams), len(self.long) - 1)
@@ -131,13 +131,11 @@ class Memorisation:
         if self._index is None or self._index[0] != streams.data_hash:
             self._index = (streams.data_hash, TrainingIndex(streams.train))
         index = self._index[1]
-        rows = [np.asarray(row[:length]) for row, length in zip(cell.tokens, cell.lengths, strict=True)]
-        memorised = np.array([index.memorised(row) for row in rows])
-        found = [index.copies(row) for row in rows]
-        longest = np.array([float(span) for span, _ in found])
-        near = np.array(
-            [float(share >= NEAR and len(row) >= GRAM) for (_, share), row in zip(found, rows, strict=True)]
-        )
+        rows = cell.pieces()
+        memorised = np.array([index.memorised(*row) for row in rows])
+        found = [[(*index.copies(piece), len(piece)) for piece in row] for row in rows]
+        longest = np.array([float(max(span for span, _, _ in row)) for row in found])
+        near = np.array([float(any(share >= NEAR and size >= GRAM for _, share, size in row)) for row in found])
         end = "mean over sequences; interval over sequences"
         told = (
             ("memorised_13", "1", f"share of a sequence's 13-grams of task tokens that occur in the {over}", memorised),

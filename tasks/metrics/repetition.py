@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -20,42 +20,43 @@ from tsdfm_bench.tasks.options import read_options
 ORDERS = (1, 2, 3, 4)
 
 
-def distinct_ngrams(tokens: np.ndarray, n: int) -> int:
-    """Number of different n-grams of a sequence (length,); 0 if it is shorter than n."""
-    if len(tokens) < n:
-        return 0
-    return len(np.unique(np.lib.stride_tricks.sliding_window_view(tokens, n), axis=0))
+def ngrams(pieces: Sequence[np.ndarray], n: int) -> np.ndarray:
+    """The n-grams (count, n) of a sequence given in pieces, (length,) each; none reaches from one piece to another."""
+    parts = [np.lib.stride_tricks.sliding_window_view(piece, n) for piece in pieces if len(piece) >= n]
+    return np.concatenate(parts) if parts else np.empty((0, n), dtype=np.int64)
 
 
-def distinct_n(tokens: np.ndarray, n: int) -> float:
-    """Different n-grams / n-grams of a sequence (length,); 1 if it is shorter than n."""
-    total = len(tokens) - n + 1
-    return distinct_ngrams(tokens, n) / total if total > 0 else 1.0
+def distinct_n(pieces: Sequence[np.ndarray], n: int) -> float:
+    """Different n-grams / n-grams of a sequence given in pieces; 1 if it has none."""
+    grams = ngrams(pieces, n)
+    return len(np.unique(grams, axis=0)) / len(grams) if len(grams) else 1.0
 
 
-def longest_repeat(tokens: np.ndarray) -> int:
-    """Length of the longest n-gram at two places of a sequence (length,), 0 if every token is different.
+def longest_repeat(pieces: Sequence[np.ndarray]) -> int:
+    """Length of the longest n-gram at two places of a sequence given in pieces, 0 if every token is different.
 
     If an n-gram occurs twice, so do its parts: the length is found by bisection.
     """
-    low, high = 0, max(len(tokens) - 1, 0)  # an n-gram of `low` occurs twice, none longer than `high` can
+    # an n-gram of `low` occurs twice, none longer than `high` can
+    low, high = 0, max((len(piece) for piece in pieces), default=0)
     while low < high:
         middle = (low + high + 1) // 2
-        if _has_repeat(tokens, middle):
+        if _has_repeat(pieces, middle):
             low = middle
         else:
             high = middle - 1
     return low
 
 
-def _has_repeat(tokens: np.ndarray, n: int) -> bool:
-    data = np.ascontiguousarray(tokens, dtype=np.int64)
+def _has_repeat(pieces: Sequence[np.ndarray], n: int) -> bool:
     seen: set[bytes] = set()
-    for start in range(len(data) - n + 1):
-        gram = data[start : start + n].tobytes()
-        if gram in seen:
-            return True
-        seen.add(gram)
+    for piece in pieces:
+        data = np.ascontiguousarray(piece, dtype=np.int64)
+        for start in range(len(data) - n + 1):
+            gram = data[start : start + n].tobytes()
+            if gram in seen:
+                return True
+            seen.add(gram)
     return False
 
 
@@ -76,7 +77,7 @@ class Repetition:
 
     def compute(self, cell: CellData) -> list[Measurement]:
         """Seven measurements."""
-        rows = [np.asarray(row[:length]) for row, length in zip(cell.tokens, cell.lengths, strict=True)]
+        rows = cell.pieces()
         distinct = {n: np.asarray([distinct_n(row, n) for row in rows]) for n in ORDERS}
         repeats = np.asarray([longest_repeat(row) for row in rows], dtype=np.float64)
         lengths = np.asarray(cell.lengths, dtype=np.float64)

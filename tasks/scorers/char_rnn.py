@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from tsdfm_bench.api import ScoreBatch, ScorerInfo
 from tsdfm_bench.errors import AssetError, UsageError
 from tsdfm_bench.tasks.options import read_options
-from tsdfm_bench.tasks.scorers.units import byte_count, split_at_end_of_text
+from tsdfm_bench.tasks.scorers.units import END_OF_TEXT, byte_count, piece_starts, split_at_end_of_text
 
 FOLDER = Path(__file__).parent.parent / "assets" / "char_rnn"
 WEIGHTS_SHA256 = "d16b9baa296510fa3f9e06ca3b5fa3685fa201f1dfac281ecd6a8b8a9ca7501b"
@@ -120,6 +120,16 @@ def encode(text: str) -> list[int]:
     return classes
 
 
+def spans_of(text: str) -> np.ndarray:
+    """(units, 2) begin and end of every unit of `encode`: a character, or an end-of-text marker."""
+    spans: list[tuple[int, int]] = []
+    for piece, start in zip(split_at_end_of_text(text), piece_starts(text), strict=True):
+        if start:
+            spans.append((start - len(END_OF_TEXT), start))
+        spans += [(i, i + 1) for i in range(start, start + len(piece))]
+    return np.asarray(spans, dtype=np.int64).reshape(-1, 2)
+
+
 class CharRNN:
     """The scorer `char-rnn`; option `stride` (1 to 20, default 10; 1 is the original model exactly).
 
@@ -198,6 +208,7 @@ class CharRNN:
             units=units,
             special=[ids == start for ids in units],
             bytes=np.asarray([byte_count(text) for text in texts], dtype=np.int64),
+            spans=[spans_of(text) for text in texts],
         )
 
     def _score_windows(self, windows: np.ndarray) -> np.ndarray:

@@ -70,4 +70,5 @@ class OracleScorer:
                 if np.isfinite(values).all():
                     nll[i], units[i] = values, np.asarray(texts[i], dtype=np.int64)
         special = [np.zeros(len(values), dtype=bool) for values in nll]
-        return ScoreBatch(nll, units, special, np.zeros(len(texts), dtype=np.int64))
+        spans = [np.arange(len(values))[:, None] + np.arange(2) for values in nll]
+        return ScoreBatch(nll, units, special, np.zeros(len(texts), dtype=np.int64), spans=spans)

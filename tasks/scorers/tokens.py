@@ -1,8 +1,8 @@
 """Tokenizers of judges: special tokens, a check, and one tokenisation for all judges whose tokenizers agree.
 
-Judges read the same texts one after another. Ids are remembered by the hash of the text under a fingerprint of the
-tokenizer (its whole definition, and the id that ends a text), so the second judge of a family (gpt2 and gpt2-large, two
-sizes of one Llama) tokenises nothing. The memory is bounded; what does not fit is tokenised again.
+Judges read the same texts one after another. Tokens and where they stand are remembered by the hash of the text under a
+fingerprint of the tokenizer (its whole definition, and the id that ends a text), so the second judge of a family (gpt2
+and gpt2-large, two sizes of one Llama) tokenises nothing. The memory is bounded; what does not fit is tokenised again.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from tsdfm_bench.errors import AssetError, UsageError
 from tsdfm_bench.tasks.scorers.units import END_OF_TEXT
 
 PROBE = "The State of the Union: 1,234 é?"
-MOST_TOKENS = 64_000_000  # 256 MB as int32
+MOST_NUMBERS = 64_000_000  # 256 MB as int32
 
 
 class TokenMemory:
-    """Ids of texts, by tokenizer and text.
+    """Whole numbers of texts (ids, and where they stand), by tokenizer and text.
 
     Args:
-        most_tokens: forget everything when more would be kept.
+        most_numbers: forget everything when more would be kept.
     """
 
-    def __init__(self, most_tokens: int = MOST_TOKENS) -> None:
-        self.most_tokens = most_tokens
+    def __init__(self, most_numbers: int = MOST_NUMBERS) -> None:
+        self.most_numbers = most_numbers
         self.kept = 0
         self._ids: dict[tuple[str, bytes], np.ndarray] = {}
 
-    def ids(self, fingerprint: str, text: str, encode: Callable[[str], list[int]]) -> list[int]:
-        """The ids of a text, from `encode` if they are not remembered; nothing is kept without a fingerprint."""
+    def numbers(self, fingerprint: str, text: str, encode: Callable[[str], list[int]]) -> list[int]:
+        """What belongs to a text, from `encode` if they are not remembered; nothing is kept without a fingerprint."""
         if not fingerprint:
             return encode(text)
         key = (fingerprint, hashlib.sha256(text.encode(errors="surrogatepass")).digest())
         if key not in self._ids:
             ids = np.asarray(encode(text), dtype=np.int32)
-            if self.kept + ids.size > self.most_tokens:
+            if self.kept + ids.size > self.most_numbers:
                 self._ids.clear()
                 self.kept = 0
             self._ids[key] = ids

@@ -30,7 +30,7 @@ from tsdfm_bench.tasks.options import read_options
 from tsdfm_bench.tasks.scorers.fast import fuse_activations, log_total
 from tsdfm_bench.tasks.scorers.hub import read_model
 from tsdfm_bench.tasks.scorers.tokens import SHARED, end_of_text_id, fingerprint, require_round_trip, token_id
-from tsdfm_bench.tasks.scorers.units import byte_count, split_at_end_of_text
+from tsdfm_bench.tasks.scorers.units import END_OF_TEXT, byte_count, piece_starts, split_at_end_of_text
 from tsdfm_bench.tasks.scorers.windows import Window, batches_of, windows_of
 
 if TYPE_CHECKING:
@@ -167,30 +167,42 @@ class CausalLM:
     def score(self, texts: Sequence[str]) -> ScoreBatch:
         """NLLs in nats of every token of each text."""
         distinct = {text: index for index, text in enumerate(dict.fromkeys(texts))}
-        tokens = [self.encode(text) for text in distinct]
+        placed = [np.asarray(self._placed(text), dtype=np.int64).reshape(-1, 3) for text in distinct]
+        tokens = [rows[:, 0].tolist() for rows in placed]
         nll, pooled = self._score_tokens(tokens)
         order = [distinct[text] for text in texts]
-        units = [np.asarray(ids, dtype=np.int64) for ids in tokens]
+        units = [rows[:, 0] for rows in placed]
         return ScoreBatch(
             nll=[nll[i] for i in order],
             units=[units[i] for i in order],
             special=[units[i] == self.end_id for i in order],
             bytes=np.asarray([byte_count(text) for text in texts], dtype=np.int64),
             features=pooled[order],
+            spans=[placed[i][:, 1:] for i in order] if getattr(self.tokenizer, "is_fast", False) else None,
         )
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without context token; end-of-text markers become the scorer's own end-of-text."""
-        return SHARED.ids(self.fingerprint, text, self._encode)
+        return self._placed(text)[::3]
+
+    def _placed(self, text: str) -> list[int]:
+        """Id, begin and end of every token of a text, one after the other; where a tokenizer cannot say, 0 and 0."""
+        return SHARED.numbers(self.fingerprint, text, self._encode)
 
     def _encode(self, text: str) -> list[int]:
-        tokens: list[int] = []
-        for index, piece in enumerate(split_at_end_of_text(text)):
-            if index:
-                tokens.append(self.end_id)
-            if piece:
-                tokens.extend(self.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"])
-        return tokens
+        fast = bool(getattr(self.tokenizer, "is_fast", False))
+        found: list[int] = []
+        for piece, start in zip(split_at_end_of_text(text), piece_starts(text), strict=True):
+            if start:
+                found += (self.end_id, start - len(END_OF_TEXT), start)
+            if not piece:
+                continue
+            read = self.tokenizer(piece, add_special_tokens=False, verbose=False, return_offsets_mapping=fast)
+            ids = read["input_ids"]
+            spans = read["offset_mapping"] if fast else [(-start, -start)] * len(ids)
+            for token, (begin, end) in zip(ids, spans, strict=True):
+                found += (token, start + begin, start + end)
+        return found
 
     def _score_tokens(self, tokens: Sequence[Sequence[int]]) -> tuple[list[np.ndarray], np.ndarray]:
         info = self.info

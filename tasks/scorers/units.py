@@ -15,6 +15,14 @@ def split_at_end_of_text(text: str) -> list[str]:
     return text.split(END_OF_TEXT)
 
 
+def piece_starts(text: str) -> list[int]:
+    """Where the pieces of `split_at_end_of_text` begin; a marker stands right before each but the first."""
+    starts = [0]
+    for piece in split_at_end_of_text(text)[:-1]:
+        starts.append(starts[-1] + len(piece) + len(END_OF_TEXT))
+    return starts
+
+
 def byte_count(text: str) -> int:
     """UTF-8 bytes of a text, each end-of-text marker counted as one byte."""
     pieces = split_at_end_of_text(text)

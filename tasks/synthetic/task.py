@@ -142,6 +142,10 @@ class Synthetic(ABC):
         `product` and `markov` are stationary: their streams are a few long sequences; all windows but those over
         the joins have the law. Windows of `hmm` and `grammar` may start anywhere in a sequence.
         """
+        return self._training_streams
+
+    @cached_property
+    def _training_streams(self) -> TrainingStreams:  # drawn once: every row of a run is compared with them
         return TrainingStreams(
             self._stream("train", self.training_tokens),
             self._stream("validation", self.training_tokens // VALIDATION_SHARE),

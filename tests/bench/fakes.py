@@ -226,7 +226,15 @@ class Toy:
             units=units,
             special=[np.zeros(len(u), dtype=bool) for u in units],
             bytes=np.asarray([len(text) for text in texts], dtype=np.int64),
+            spans=[np.arange(len(u))[:, None] + [0, 1] for u in units],
         )
+
+
+class Blind(Toy):
+    """A scorer that does not say where its units lie."""
+
+    def score(self, texts: Sequence[str]) -> ScoreBatch:
+        return replace(super().score(texts), spans=None)
 
 
 class Absent(Toy):
@@ -331,5 +339,5 @@ class Failing(Speed):
 
 METHODS = {"counter": Counter, "stepless": Stepless, "foreign": Foreign}
 TASKS = {"tiny": TinyTask}
-SCORERS = {"toy": Toy, "absent": Absent, "broken": Broken}
+SCORERS = {"toy": Toy, "blind": Blind, "absent": Absent, "broken": Broken}
 METRICS = {"letters": MeanToken, "distance": Distance, "speed": Speed, "failing": Failing}

@@ -45,6 +45,20 @@ def _scores(path: Path) -> None:
     )
 
 
+def test_spans_come_back_and_files_without_them_are_read(tmp_path: Path) -> None:
+    rows = [np.zeros(3), np.zeros(0)]
+    spans = [np.array([[0, 2], [1, 3], [3, 9]]), np.empty((0, 2), dtype=int)]
+    marks = [row == 1 for row in rows]
+    write_scores(tmp_path / "a", rows, marks, marks, np.zeros(2), spans=spans)
+    found = read_scores(tmp_path / "a").spans
+    assert found is not None
+    assert [row.tolist() for row in found] == [row.tolist() for row in spans]
+    write_scores(tmp_path / "b", rows, marks, marks, np.zeros(2))
+    assert read_scores(tmp_path / "b").spans is None
+    with pytest.raises(ValueError, match="a begin and an end for every unit"):
+        write_scores(tmp_path / "c", rows, marks, marks, np.zeros(2), spans=spans[::-1])
+
+
 FILES: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any]]] = {
     "samples.npz": (_samples, read_samples),
     "table.parquet": (_table, read_table),

@@ -118,6 +118,32 @@ def test_logits_of_any_size_have_their_total(shift):
     assert log_total(logits).isnan().tolist() == [row == 3 for row in range(70)]
 
 
+def test_spans_are_the_characters_of_each_token(scorer):
+    """Tokens are bytes: the two of a character have its span, and the end-of-text marker is one unit."""
+    scores = scorer.score(TEXTS)
+    for index, text in enumerate(TEXTS):
+        spans, special = scores.spans[index], scores.special[index]
+        assert spans.shape == (len(scores.nll[index]), 2)
+        for (begin, end), unit, mark in zip(spans, scores.units[index], special, strict=True):
+            part = text[begin:end]
+            assert part == "<|endoftext|>" if mark else scorer.tokenizer.decode([unit]) in (part, "\ufffd")
+        assert spans[~special].tolist() == sorted(spans[~special].tolist())
+    assert scores.spans[3][:3].tolist() == [[0, 1], [0, 1], [1, 2]]
+
+
+def test_a_tokenizer_without_offsets_gives_no_spans(scorer, monkeypatch):
+    class Slow:
+        is_fast = False
+
+        def __call__(self, text, return_offsets_mapping=False, **_):
+            assert not return_offsets_mapping
+            return {"input_ids": [3] * len(text)}
+
+    monkeypatch.setattr(scorer, "tokenizer", Slow())
+    monkeypatch.setattr(scorer, "fingerprint", "")
+    assert scorer.score(["abc<|endoftext|>de"]).spans is None
+
+
 def test_units_special_and_bytes(scorer):
     scores = scorer.score(TEXTS)
     assert scores.units[3].tolist().count(0) == 1
@@ -393,7 +419,7 @@ def test_judges_with_equal_tokenizers_share_one_tokenisation(folder, tmp_path, m
 def test_the_memory_of_tokens_is_bounded():
     from tsdfm_bench.tasks.scorers.tokens import TokenMemory
 
-    memory = TokenMemory(most_tokens=10)
+    memory = TokenMemory(most_numbers=10)
     calls = []
 
     def encode(text: str) -> list[int]:
@@ -401,11 +427,11 @@ def test_the_memory_of_tokens_is_bounded():
         return [1] * 4
 
     for text in ("a", "b", "a", "c", "a"):
-        assert memory.ids("t", text, encode) == [1] * 4
+        assert memory.numbers("t", text, encode) == [1] * 4
         assert memory.kept <= 10
     assert calls == ["a", "b", "c", "a"]
-    memory.ids("", "a", encode)  # a tokenizer that cannot be described shares nothing
-    memory.ids("", "a", encode)
+    memory.numbers("", "a", encode)  # a tokenizer that cannot be described shares nothing
+    memory.numbers("", "a", encode)
     assert calls[-2:] == ["a", "a"]
 
 

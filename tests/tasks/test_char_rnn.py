@@ -159,3 +159,13 @@ def test_altered_or_missing_weights_are_named(tmp_path, monkeypatch):
     (copy / "model.safetensors").unlink()
     with pytest.raises(AssetError, match="missing"):
         CharRNN.load({}, "cpu")
+
+
+def test_spans_are_the_characters_that_were_scored(scorer: CharRNN) -> None:
+    texts = ["ab<|endoftext|>\u00e9", "", "<|endoftext|><|endoftext|>x"]
+    scores = scorer.score(texts)
+    assert scores.spans is not None
+    parts = [[text[begin:end] for begin, end in row] for text, row in zip(texts, scores.spans, strict=True)]
+    assert parts == [["a", "b", "<|endoftext|>", "\u00e9"], [], ["<|endoftext|>", "<|endoftext|>", "x"]]
+    for row, marks in zip(parts, scores.special, strict=True):
+        assert marks.tolist() == [part == "<|endoftext|>" for part in row]

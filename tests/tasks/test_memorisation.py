@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from tsdfm_bench.api import TrainingStreams
+from tsdfm_bench.api import CellData, Infilling, TrainingStreams
 from tsdfm_bench.tasks.metrics import memorisation
 from tsdfm_bench.tasks.metrics.memorisation import GRAM, Memorisation, TrainingIndex, gram_hashes
 
@@ -73,26 +73,38 @@ def test_short_and_empty_sequences(index: TrainingIndex) -> None:
     assert index.copies(TEXT[:5]) == (0, 0.0)
 
 
-def cell(make: SimpleNamespace, training: object) -> SimpleNamespace:
+def cell(training: Callable[[], TrainingStreams] | None) -> CellData:
     tokens = np.stack([TEXT[:64], RNG.integers(0, 500, 64)])
-    return SimpleNamespace(tokens=tokens, lengths=np.array([64, 64]), training=training)
+    return CellData(tokens, np.array([64, 64]), [], 500, {}, {}, training=training)
 
 
-def test_metric(make: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def training() -> TrainingStreams:
         asked.append(1)
         return TrainingStreams(TEXT, TEXT[:0], "sha256:x")
 
-    found = {m.metric: m for m in Memorisation().compute(cell(make, training))}
+    found = {m.metric: m for m in Memorisation().compute(cell(training))}
     assert found["memorised_13"].columns[0].tolist() == [1.0, 0.0]
     assert found["longest_copy"].columns[0][0] == 64
     assert found["near_copies"].columns[0].tolist() == [1.0, 0.0]
     assert "20,000 tokens" in found["near_copies"].definition
-    assert Memorisation().compute(cell(make, None)) == []
+    assert Memorisation().compute(cell(None)) == []
     monkeypatch.setattr(memorisation, "MOST_TOKENS", 100)
-    (refused,) = Memorisation().compute(cell(make, training))
+    (refused,) = Memorisation().compute(cell(training))
     assert refused.value is not None
     assert math.isnan(refused.value)
     assert "up to 100 are indexed" in refused.reason
+
+
+def test_of_an_infilling_pieces_are_looked_up_and_not_what_they_make_together() -> None:
+    """20 tokens of the text with the middle one given: two pieces of known text, too short for a 13-gram."""
+    places = np.array([[*range(9), *range(10, 20), 9]])
+    sequence = TEXT[None, :20]
+    together = np.take_along_axis(sequence, places, axis=1)
+    infilling = Infilling(sequence, np.array([20]), places)
+    streams = TrainingStreams(np.concatenate([TEXT, together[0, :19]]), TEXT[:0], "sha256:y")
+    data = CellData(together, np.array([19]), [], 500, {}, {}, training=lambda: streams, infilling=infilling)
+    found = {m.metric: m.columns[0].tolist() for m in Memorisation().compute(data)}
+    assert found == {"memorised_13": [0.0], "longest_copy": [10.0], "near_copies": [0.0]}

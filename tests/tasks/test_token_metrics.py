@@ -42,10 +42,10 @@ def test_entropy_in_nats_and_bits(make):
 
 def test_distinct_n():
     tokens = np.asarray([1, 2, 1, 2, 1])
-    assert distinct_n(tokens, 1) == pytest.approx(2 / 5)
-    assert distinct_n(tokens, 2) == pytest.approx(2 / 4)
-    assert distinct_n(tokens, 4) == pytest.approx(2 / 2)
-    assert distinct_n(tokens[:3], 4) == 1.0  # no 4-gram: nothing is repeated
+    assert distinct_n([tokens], 1) == pytest.approx(2 / 5)
+    assert distinct_n([tokens], 2) == pytest.approx(2 / 4)
+    assert distinct_n([tokens], 4) == pytest.approx(2 / 2)
+    assert distinct_n([tokens[:3]], 4) == 1.0  # no 4-gram: nothing is repeated
 
 
 def test_longest_repeat_equals_the_definition_on_every_short_sequence():
@@ -56,14 +56,14 @@ def test_longest_repeat_equals_the_definition_on_every_short_sequence():
             grams = [sequence[i : i + n] for i in range(7 - n + 1)]
             if len(set(grams)) < len(grams):
                 direct = n
-        assert longest_repeat(np.asarray(sequence)) == direct
+        assert longest_repeat([np.asarray(sequence)]) == direct
 
 
 @pytest.mark.parametrize(
     ("sequence", "longest"), [([], 0), ([3], 0), ([1, 2, 3], 0), ([4, 4], 1), ([1, 2, 3, 1, 2, 3], 3), ([7] * 6, 5)]
 )
 def test_longest_repeat(sequence, longest):
-    assert longest_repeat(np.asarray(sequence, dtype=int)) == longest
+    assert longest_repeat([np.asarray(sequence, dtype=int)]) == longest
 
 
 def test_repetition_measures_the_counted_tokens_only(make):

@@ -204,6 +204,19 @@ class RowNumber(Good):
         return super().draw(logits, (u + 0.01 * request.batch) % 1.0, request)
 
 
+@spoil("repeatable-one")
+class OneInEight(Good):
+    """One sequence of every eight has another fate in a large batch: as few as a network's rounding may change."""
+
+    def sample(self, request):
+        odd = (request.streams.sequences % 8 == 3)[:, None] & (request.batch > 4)
+        self.shift = 0.3 * odd
+        return super().sample(request)
+
+    def draw(self, logits, u, request):
+        return super().draw(logits, (u + self.shift) % 1.0, request)
+
+
 @spoil("repeatable-clock")
 class Elsewhere(Good):
     """Draws from a generator of its own that nobody seeds."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tsdfm_bench.conformance import Report, Target, conform
+from tsdfm_bench.conformance import Report, Target, conform, streams
 from tsdfm_bench.conformance.catalogue import check_ids
 
 FILE = Path(__file__).parent / "broken.py"
@@ -37,6 +37,14 @@ def test_one_fault_one_failure(name: str) -> None:
     meant = name.split("-")[0]
     report = report_of(name, [check for check in check_ids() if check not in SLOW or check == meant])
     assert report.failed == [meant], {row.check: row.seen for row in report.rows if row.verdict == "fail"}
+
+
+def test_only_exact_predictions_show_a_fault_as_small_as_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sequence of eight: the comparison with a network spares it, the one without a network does not."""
+    (found,) = (row for row in report_of("repeatable-one", ["repeatable"]).rows if row.check == "repeatable")
+    assert "with exact predictions in place of the network" in found.seen
+    monkeypatch.setattr(streams, "strictly_repeatable", lambda subject: "")
+    assert report_of("repeatable-one", ["repeatable"]).passed
 
 
 def test_every_check_has_a_fault_of_its_own() -> None:

@@ -25,13 +25,15 @@ from tsdfm_bench.methods.train import trainer as trainer_module
 from tsdfm_bench.methods.train.build import build_network
 from tsdfm_bench.methods.train.card import changed_settings
 from tsdfm_bench.methods.train.data import Draws, TrainingText
-from tsdfm_bench.methods.train.dryrun import full_network, parameter_count, rehearse
+from tsdfm_bench.methods.train.dryrun import RandomTokensEnergy, full_network, parameter_count, rehearse
 from tsdfm_bench.methods.train.flops import FlopMeter, forward_flops, networks_in
 from tsdfm_bench.methods.train.objectives import ARObjective, MDLMObjective
-from tsdfm_bench.methods.train.recipe import Recipe, load_recipe
+from tsdfm_bench.methods.train.recipe import RECIPES, Recipe, load_recipe
 from tsdfm_bench.methods.train.shaping import ShapingChooser, ShapingConfig
 from tsdfm_bench.methods.train.shortcut import ShortcutObjective
 from tsdfm_bench.methods.train.trainer import Trainer, TrainingConfig, check_hardware
+from tsdfm_bench.tasks.synthetic.chain import HiddenMarkov
+from tsdfm_bench.tasks.synthetic.oracle import OracleEnergy
 
 V, LENGTH = 23, 8
 
@@ -152,6 +154,52 @@ def test_a_rehearsal_makes_one_step_of_every_stage():
     only = []
     rehearse(recipe, ["tsdfm-mask"], only.append)  # what it needs is made, and not reported
     assert [r.name for r in only] == ["tsdfm-mask"]
+
+
+def new_variants() -> dict[str, list[str]]:
+    """Recipe -> its first stage, and those that no recipe before it has under any name, seed or length."""
+    seen, found = set(), {}
+    for path in sorted(RECIPES.glob("*.toml")):
+        for stage in load_recipe(path.stem).stage:
+            what = stage.model_dump_json(exclude={"name", "variant", "draws", "training", "despite_checks"})
+            if what not in seen or path.stem not in found:
+                found.setdefault(path.stem, []).append(stage.name)
+            seen.add(what)
+    return found
+
+
+@pytest.mark.parametrize(("scale", "names"), new_variants().items())
+def test_every_shipped_recipe_can_be_rehearsed(scale, names):
+    """As narrow as can be: the width is not what may be wrong with a recipe."""
+    recipe = load_recipe(scale)
+    narrow = recipe.network.model_copy(update={"width": 16, "heads": 2, "condition": 8})
+    recipe = recipe.model_copy(update={"network": narrow, "vocab_size": 32, "length": recipe.length or 64})
+    results = {}
+    rehearse(recipe, names, lambda result: results.update({result.name: result}))
+    assert list(results) == names
+    for stage in recipe.select(list(results)):
+        found = results[stage.name]
+        assert np.isfinite(found.loss)
+        assert (found.steps == 0) == bool(stage.match)
+        if stage.cost_of in results:
+            assert found.flops == pytest.approx(results[stage.cost_of].flops, rel=1 / found.steps)
+
+
+@pytest.mark.parametrize("source", ["mask", "uniform"])
+def test_the_energy_of_random_tokens_is_that_of_the_product_law(source):
+    """Against the law of independent tokens, all equally likely, of the synthetic tasks."""
+    law = HiddenMarkov("even", np.ones(1), np.ones((1, 1)), np.full((1, V), 1 / V))
+    tokens = torch.randint(0, V, (4, LENGTH), generator=torch.Generator().manual_seed(0))
+    if source == "mask":
+        tokens[:, ::2] = V
+    time = torch.tensor([0.1, 0.4, 0.7, 0.9])
+    wanted = OracleEnergy(law, source)(tokens, time)
+    assert torch.allclose(RandomTokensEnergy(V, source)(tokens, time), wanted, rtol=1e-6)
+
+
+def test_an_exact_energy_is_refused_where_the_law_of_the_text_is_not_known():
+    with pytest.raises(UsageError, match="task 'markov' has no exact law; name a compass stage instead"):
+        rehearse(load_recipe("markov"), ["oracle"], exact=False)
 
 
 def test_a_rehearsal_at_full_width():
