@@ -163,9 +163,9 @@ def _ablation(cells: Sequence[EvidenceCell]) -> Ablation | None:
 
 def _base(cells: Sequence[EvidenceCell]) -> dict[str, Any]:
     """The default variant's settings; without one, the most common value of each setting."""
-    for cell in cells:
-        if cell.variant["default"]:
-            return _settings(cell)
+    defaults = [_settings(cell) for cell in cells if cell.variant["default"]]  # one of each method
+    if defaults:
+        return min(defaults, key=lambda settings: settings[CONTROL] != NONE)  # what is ablated, not a control
     names = dict.fromkeys(name for cell in cells for name in _settings(cell))
     counts = {name: Counter(str(_settings(cell).get(name)) for cell in cells) for name in names}
     plain = {name: {str(_settings(cell).get(name)): _settings(cell).get(name) for cell in cells} for name in names}

@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "paper_figures" / "sweeps").glob("*.toml"))
 
 
-RECORDED = {"table1", "table3", "figure1", "frontier", "speed-quality", "convergence"}
-"""What the recorded results draw; Table 2 and Figure 3 need the students of an ablation, Figure 2 trajectories."""
+RECORDED = {"table1", "table2", "table3", "figure1", "figure3", "frontier", "speed-quality", "convergence"}
+"""What the recorded results draw; Figure 2 needs trajectories."""
 
 
 def invoke(*words: object) -> Any:
@@ -81,9 +81,12 @@ def results(tmp_path: Path) -> Path:
         rows += rows_of("dfm", 79 * t, 3.9 + 0.5 * (t - 1), temperature=t)
     for s in (1, 2, 4, 8):
         rows += rows_of("dfm", 9.0 + 1 / s, 3.8, steps=s, checkpoint="oracle", tv=0.5 / s)
-    variants = []
+    variants: list[dict[str, Any]] = []
     settings: list[dict[str, Any]] = [{"K": 4, "tau": 0.5}, {"K": 1, "tau": 0.5}, {"K": 4, "tau": 0.25}]
     settings.append({"K": 4, "tau": 0.5, "control": "random_pick"})
+    rows += rows_of("fsdfm", 70.0, 3.6, weights="sha256:99abcdef")  # a default too, of its own method, and the first
+    unshaped = {"name": "unshaped", "method": "fsdfm", "training_seed": 0, "settings": {"control": "unshaped"}}
+    variants.append({**unshaped, "weights": "sha256:99abcdef", "default": True})
     for i, wanted in enumerate(settings):
         for seed in range(3):
             weights = f"sha256:{i}{seed}abcdef"
