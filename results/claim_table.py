@@ -39,11 +39,12 @@ def claims_table(verdicts: Sequence[Verdict], claims: Claims, evidence: Evidence
     """
     cells = {cell.id: cell for cell in evidence.cells}
     scored = {claim.id: _judged(claim) for claim in claims.claims}
+    several = len({instance.where.get("task") for verdict in verdicts for instance in verdict.instances}) > 1
     rows = []
     for verdict in verdicts:
         lines = verdict.instances or [Instance({}, verdict.status, verdict.reason)]
         for k, instance in enumerate(lines):
-            shown = _row(verdict, instance, _entropies(instance, scored[verdict.id], cells))
+            shown = _row(verdict, instance, several, _entropies(instance, scored[verdict.id], cells))
             if k:
                 shown |= dict.fromkeys(("claim", "verdict", "published"), Value(""))
             rows.append(TableRow("method", shown))
@@ -57,8 +58,9 @@ def _judged(claim: Any) -> list[str]:
     return list(dict.fromkeys(q.rows for q in claim.value.quantities if q.function in SCORED))
 
 
-def _row(verdict: Verdict, instance: Instance, entropy: str) -> dict[str, Value]:
-    where = {key: value for key, value in instance.where.items() if key not in ("task", "length") and value is not None}
+def _row(verdict: Verdict, instance: Instance, with_task: bool, entropy: str) -> dict[str, Value]:
+    left_out = ("length",) if with_task else ("task", "length")
+    where = {key: value for key, value in instance.where.items() if key not in left_out and value is not None}
     ends = (instance.low, instance.high)
     measured = plain(instance.value) if instance.value is not None else MISSING
     if None not in ends and ends[0] != ends[1]:
