@@ -17,7 +17,6 @@ from tsdfm_bench import __version__
 from tsdfm_bench.commands.folders import run_folder
 from tsdfm_bench.errors import BenchError
 from tsdfm_bench.registry import Registry, one_line
-from tsdfm_bench.results.store import RECORDED
 from tsdfm_bench.spec import parse_spec, split_list
 
 _ARXIV = re.compile(r"(?:arXiv:)?(\d{4}\.\d{4,5})(?:v\d+)?", re.IGNORECASE)
@@ -78,7 +77,6 @@ def cite_command(folder: Path | None, methods: str | None, plugins: Sequence[Pat
         asked = {"methods": split_list(methods)}
         scorers: dict[str, str] = {}
     else:
-        folder = RECORDED if str(folder) == "reference" and not Path("reference").exists() else folder
         found = run_folder(folder)
         plan = found.read_plan()
         cells = [cell for cell in plan["cells"] if cell["kind"] == "method"]

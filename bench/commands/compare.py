@@ -9,12 +9,9 @@ from typing import TYPE_CHECKING
 from tsdfm_bench.commands.folders import run_folder
 from tsdfm_bench.console import stdout_console
 from tsdfm_bench.errors import StorageError, UsageError
-from tsdfm_bench.results.store import RECORDED
 
 if TYPE_CHECKING:
     import pandas as pd
-
-RECORDED_NAME = "reference"
 
 
 def compare_command(first: Path, second: Path, metrics: str | None, as_json: bool) -> int:
@@ -52,8 +49,6 @@ def _read(path: Path) -> tuple[pd.DataFrame, Path | None]:
     """A summary and the run folder it belongs to."""
     from tsdfm_bench.results.schema import SchemaError, read_summary
 
-    if str(path) == RECORDED_NAME and not path.exists():
-        path = RECORDED
     if not path.is_file():
         path = run_folder(path).root
     try:

@@ -5,19 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from tsdfm_bench.errors import UsageError
-from tsdfm_bench.results.store import RunFolder
+from tsdfm_bench.results.store import RECORDED, RunFolder
 
 RUNS = Path("runs")
+RECORDED_NAME = "reference"
+"""Names the recorded results, wherever they are installed, unless something here has that name."""
 
 
 def run_folder(folder: Path | None) -> RunFolder:
-    """The folder asked for, or the one in runs/ whose plan was written last.
+    """The folder asked for ("reference" = the recorded results), or the one in runs/ whose plan was written last.
 
     Raises:
         UsageError: there is none.
     """
     if folder is not None:
-        found = RunFolder(folder)
+        found = RunFolder(RECORDED if str(folder) == RECORDED_NAME and not folder.exists() else folder)
         if not found.plan_path.exists():
             raise UsageError(f"{folder} is no run folder: it has no plan.json. {_others()}")
         return found

@@ -23,7 +23,7 @@ from tsdfm_bench.errors import StorageError, UsageError, unknown_name
 from tsdfm_bench.guard import stdout_to_stderr
 from tsdfm_bench.reproduce import sweep_keys
 from tsdfm_bench.results.files import CorruptFile
-from tsdfm_bench.results.store import RECORDED, RunFolder, read_samples
+from tsdfm_bench.results.store import RunFolder, read_samples
 from tsdfm_bench.spec import parse_spec, split_list
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def rerun_command(
     from tsdfm_bench.sweep import prepare
     from tsdfm_bench.sweep import run as run_sweep
 
-    first = run_folder(RECORDED if str(folder) == "reference" and not Path("reference").exists() else folder)
+    first = run_folder(folder)
     plan = first.read_plan()
     wanted = select(plan, filters)
     keys = {**request_of(plan, wanted), **{key: value for key, value in given.items() if value is not None}}
