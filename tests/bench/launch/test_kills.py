@@ -142,6 +142,6 @@ def test_fifty_kills_lose_nothing_and_double_nothing(here: Here, steady: Path, p
         assert all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))
     assert folder.summary_csv_path.exists()
     assert overlaps(here.log_path, killed) == []
-    assert interrupted(here.log_path, killed) >= KILLS // 10
+    assert interrupted(here.log_path, killed) >= KILLS // 5
     assert not list(folder.leases_folder.glob("[!.]*"))  # unfinished writes start with a dot: no listing sees them
     assert folder.quarantined() == {}
