@@ -45,16 +45,19 @@ def spectral_embedding(stream: np.ndarray, vocab_size: int, width: int) -> Tenso
     """Token vectors from the neighbours' positive pointwise mutual information (Levy and Goldberg, NeurIPS 2014).
 
     Half of the width holds a token's left singular vector (what follows it), half its right one (what precedes it),
-    scaled to unit variance per token. (V, width) fp32.
+    scaled to unit variance per token; a vocabulary of fewer than width / 2 tokens leaves the rest of each half 0.
+    (V, width) fp32.
     """
     counts = np.zeros((vocab_size, vocab_size))
     np.add.at(counts, (stream[:-1], stream[1:]), 1)
     expected = (counts.sum(1, keepdims=True) + 1) * (counts.sum(0, keepdims=True) + 1) / counts.sum()
     pmi = torch.from_numpy(np.log(np.maximum(counts / expected, 1.0))).float()
     left, values, right = torch.linalg.svd(pmi)
-    rank = width // 2
+    half = width // 2
+    rank = min(half, vocab_size)
     scale = values[:rank].sqrt()
-    vectors = torch.cat([left[:, :rank] * scale, right[:rank].T * scale], dim=1)
+    halves = (side[:, :rank] * scale for side in (left, right.T))
+    vectors = torch.cat([nn.functional.pad(side, (0, half - rank)) for side in halves], dim=1)
     vectors = vectors - vectors.mean(dim=0)
     return vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-3) * vectors.shape[1] ** 0.5
 

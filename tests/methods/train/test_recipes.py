@@ -170,10 +170,11 @@ def new_variants() -> dict[str, list[str]]:
 
 @pytest.mark.parametrize(("scale", "names"), new_variants().items())
 def test_every_shipped_recipe_can_be_rehearsed(scale, names):
-    """As narrow as can be: the width is not what may be wrong with a recipe."""
+    """Large scales narrow and with few tokens, small ones as they are."""
     recipe = load_recipe(scale)
-    narrow = recipe.network.model_copy(update={"width": 16, "heads": 2, "condition": 8})
-    recipe = recipe.model_copy(update={"network": narrow, "vocab_size": 32, "length": recipe.length or 64})
+    if recipe.network.width > 64:
+        narrow = recipe.network.model_copy(update={"width": 16, "heads": 2, "condition": 8})
+        recipe = recipe.model_copy(update={"network": narrow, "vocab_size": 32, "length": recipe.length or 64})
     results = {}
     rehearse(recipe, names, lambda result: results.update({result.name: result}))
     assert list(results) == names
