@@ -108,8 +108,13 @@ class Streams:
 
     def uniform(self, site: str, step: int, size: int) -> Tensor:
         """(batch, size) uniforms of one step, one per position 0 .. size - 1."""
+        return self.uniform_steps(site, step, 1, size)[0]
+
+    def uniform_steps(self, site: str, first: int, count: int, size: int) -> Tensor:
+        """(count, batch, size) uniforms of the steps first .. first + count - 1, one per position."""
         positions = torch.arange(size, device=self.device)
-        return self._draw(positions[None, :], step, self.sequences[:, None], site)
+        steps = torch.arange(first, first + count, device=self.device)
+        return self._draw(positions, steps[:, None, None], self.sequences[:, None], site)
 
     def uniform_at(self, site: str, step: int | Tensor, rows: Tensor, positions: Tensor) -> Tensor:
         """(n,) uniforms for n (row, position) pairs; equal to `uniform(...)[rows, positions]`.

@@ -42,7 +42,7 @@ from tsdfm_bench.methods.core.loop import run
 from tsdfm_bench.methods.core.schedule import LogLinear, Schedule
 from tsdfm_bench.methods.core.source import Source
 from tsdfm_bench.methods.core.state import State
-from tsdfm_bench.methods.core.visits import Visit, places_visit
+from tsdfm_bench.methods.core.visits import Visit, places_visit, uniforms_of_steps
 from tsdfm_bench.methods.score import log_sum_exp
 from tsdfm_bench.methods.sedd_uniform import UniformKernel
 
@@ -76,8 +76,10 @@ class AbsorbKernel(Kernel):
 
     def visits(self, state: State, grid: Grid) -> Iterator[Visit]:
         """All positions masked at the time, until none is left."""
-        for i, (t, t_next) in enumerate(grid):
-            visit = places_visit((state.tokens == self.mask) & state.free, i, t, t_next)
+        site = "token" if self.posterior.policy.legacy else "leave"
+        drawn = uniforms_of_steps(site, state, len(grid))
+        for i, ((t, t_next), u) in enumerate(zip(grid, drawn, strict=True)):
+            visit = places_visit((state.tokens == self.mask) & state.free, i, t, t_next, **{site: u})
             if visit is None:
                 return
             yield visit
@@ -89,19 +91,18 @@ class AbsorbKernel(Kernel):
             return (t_next - t) * schedule.sigma_rate(t)
         return torch.expm1(schedule.sigma(t) - schedule.sigma(t_next))
 
-    def log_total(self, logits: Tensor, sigma: Tensor) -> Tensor:
-        """log A at n masked places, (n,) fp64; real tokens only."""
+    def total(self, logits: Tensor, visit: Visit) -> Tensor:
+        """The sum of S over the real tokens at n masked places, (n,) fp64."""
         if self.posterior.denoiser.kind == "x0_logits":
-            return -torch.expm1(sigma).log()
-        return log_sum_exp(logits)
+            return torch.expm1(self.posterior.schedule.sigma(visit.t)).reciprocal()[visit.at_rows]
+        return log_sum_exp(logits).exp_()
 
     def step(self, state: State, visit: Visit) -> None:
         """Reveal, or not, every masked position of the visit."""
         logits = self.posterior.logits(state, visit)
         logits = logits[:, : self.mask]  # the mask is the last output
-        sigma = self.posterior.schedule.sigma(visit.t)[visit.at_rows]
         factor = self.factor(visit.t, visit.t_next)[visit.at_rows]
-        reveal = (factor * self.log_total(logits, sigma).exp()).clamp_max(1.0)
+        reveal = (factor * self.total(logits, visit)).clamp_max_(1.0)
         self.posterior.policy.watch(reveal)
         if self.posterior.policy.legacy:
             self._race(state, visit, logits, reveal)

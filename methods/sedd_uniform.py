@@ -64,7 +64,7 @@ class UniformKernel(Kernel):
         end = grid.end[-1:]
         walk = Grid(torch.cat([grid.start, end]), torch.cat([grid.end, torch.ones_like(end)]))
         if not self.implied or self.posterior.policy.legacy or plain():
-            return every_step(state, walk)
+            return every_step(state, walk, sites=("token",) if self.posterior.policy.legacy else ("leave",))
         bound = self.most_leaving(walk.start, walk.end, torch.arange(len(walk)) == len(walk) - 1)
         events = bernoulli_events(state.streams, state.free, bound)
         return plan(events, walk.start, walk.end, state.streams, ("leave", "token"))

@@ -203,5 +203,8 @@ class DrawPolicy:
 
     def _all_finite(self) -> Tensor:
         """Whether every number is, and no flag is False; () bool."""
-        flags = [x if x.dtype == torch.bool else torch.isfinite(x) for x in self._finite]
-        return torch.cat([x.flatten() for x in flags]).all()
+        flags = [x.flatten() for x in self._finite if x.dtype == torch.bool]
+        numbers = [x.flatten() for x in self._finite if x.dtype != torch.bool]
+        if numbers:
+            flags.append(torch.isfinite(torch.cat(numbers)).all()[None])
+        return torch.cat(flags).all()

@@ -27,6 +27,7 @@ from tsdfm_bench.methods.core.grid import Grid
 from tsdfm_bench.methods.core.state import State
 from tsdfm_bench.rng import Streams
 
+_UNIFORMS = 1 << 17  # drawn at once
 _CERTAIN = 64.0  # the hazard of r = 1: -log u of a uniform of 52 bits never reaches it
 
 
@@ -85,20 +86,30 @@ class Visit:
         )
 
 
-def every_step(state: State, grid: Grid, active: bool = False) -> Iterator[Visit]:
+def uniforms_of_steps(site: str, state: State, steps: int) -> Iterator[Tensor]:
+    """The uniforms of every step, (batch, length) each, equal to `Streams.uniform`; many steps are drawn at once."""
+    together = 1 if plain() else max(1, _UNIFORMS // state.tokens.numel())
+    for first in range(0, steps, together):
+        yield from state.streams.uniform_steps(site, first, min(together, steps - first), state.length)
+
+
+def every_step(state: State, grid: Grid, active: bool = False, sites: Sequence[str] = ()) -> Iterator[Visit]:
     """The plain walk: all rows that have free positions, all of these, one visit per grid step.
 
     Args:
         state: read before every step, so rows finished meanwhile can be left out.
         grid: the steps.
         active: leave out rows marked `done` (costs one host synchronisation per step on an accelerator).
+        sites: decisions that take one uniform at every place, drawn ahead.
     """
     device = state.tokens.device
     start, end = grid.start.to(device), grid.end.to(device)
     open_rows = state.free.any(dim=1)
     rows = open_rows.nonzero().squeeze(1)
     at_rows, at_positions = state.free[rows].nonzero(as_tuple=True)
+    ahead = [uniforms_of_steps(site, state, len(grid)) for site in sites]
     for i in range(len(grid)):
+        drawn = [next(uniforms) for uniforms in ahead]
         if active:
             remaining = (open_rows & ~state.done).nonzero().squeeze(1)
             if remaining.numel() != rows.numel():
@@ -108,18 +119,24 @@ def every_step(state: State, grid: Grid, active: bool = False) -> Iterator[Visit
             return
         index = torch.full_like(rows, i)
         last = torch.full_like(at_rows, i == len(grid) - 1, dtype=torch.bool)
-        yield Visit(rows, index, start[index], end[index], at_rows, at_positions, last, i == len(grid) - 1)
+        places = rows[at_rows], at_positions
+        uniforms = {site: u[places] for site, u in zip(sites, drawn, strict=True)}
+        yield Visit(rows, index, start[index], end[index], at_rows, at_positions, last, i == len(grid) - 1, uniforms)
 
 
-def places_visit(places: Tensor, index: int, t: float, t_next: float) -> Visit | None:
-    """A visit of the places where `places` (batch, length) is True, all in one step; None if there are none."""
+def places_visit(places: Tensor, index: int, t: float, t_next: float, **drawn: Tensor) -> Visit | None:
+    """A visit of the places where `places` (batch, length) is True, all in one step; None if there are none.
+
+    `drawn` are random numbers drawn ahead, site -> (batch, length).
+    """
     rows, positions = places.nonzero(as_tuple=True)
     if rows.numel() == 0:
         return None
     used, local = rows.unique_consecutive(return_inverse=True)
     start, end = (torch.full(used.shape, x, dtype=torch.float64, device=used.device) for x in (t, t_next))
     last = torch.zeros_like(local, dtype=torch.bool)
-    return Visit(used, torch.full_like(used, index), start, end, local, positions, last, False)
+    uniforms = {site: u[rows, positions] for site, u in drawn.items()}
+    return Visit(used, torch.full_like(used, index), start, end, local, positions, last, False, uniforms)
 
 
 @dataclass(frozen=True)
