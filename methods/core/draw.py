@@ -19,6 +19,7 @@ Flood, OOPSLA 2014) seeded with the bits of that one uniform, in integer arithme
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -36,7 +37,6 @@ _MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX2 = 0x94D049BB133111EB - (1 << 64)
 _RACE_ELEMENTS = 1 << 19
 _FLAT_ELEMENTS = 1 << 15  # fewer are summed faster in one go, on a CPU
-_WATCHED = 4096
 _BELOW_ONE = 1 - 2.0**-50
 
 
@@ -73,7 +73,7 @@ def inverse_cdf(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 
 def _search(cdf: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """The first entry above u times the last one, (n,) int64, and the last ones, (n,)."""
-    total = cdf[:, -1:].clone()  # no view: it may be kept
+    total = cdf[:, -1:]
     level = torch.minimum(u[:, None] * total, torch.nextafter(total, _zero(cdf.device)))
     chosen = torch.searchsorted(cdf, level, right=True).clamp_max_(cdf.shape[1] - 1)
     return chosen.squeeze(1), total.squeeze(1)
@@ -136,7 +136,7 @@ class DrawPolicy:
         if name not in DRAWS:
             raise unknown_name("draw", name, DRAWS)
         self.name = name
-        self._finite: list[Tensor] = []  # flags, and few numbers that are looked at later
+        self._sum = torch.zeros((), dtype=torch.float64)  # of all that was watched
 
     @property
     def legacy(self) -> bool:
@@ -186,25 +186,19 @@ class DrawPolicy:
         return torch.searchsorted(cdf, level, right=True).clamp_max_(logits.shape[1] - 1).squeeze(1)
 
     def watch(self, values: Tensor) -> None:
-        """Remember whether all of these are finite; the answer stays on the device until `check`."""
-        if values.numel() > _WATCHED:
-            values = torch.isfinite(values).all()[None]
-        self._finite.append(values)
-        if len(self._finite) == _WATCHED:
-            self._finite = [self._all_finite()[None]]
+        """Remember whether all of these were finite; the answer stays on the device until `check`.
+
+        Their sum is remembered, which no later number makes finite again. A tensor kept for each call would lie between
+        the large ones that come and go, and keep the memory of these from being used again.
+        """
+        if self._sum.device != values.device:
+            self._sum = self._sum.to(values.device)
+        self._sum += values.sum(dtype=torch.float64)
 
     def check(self) -> None:
         """Raise PluginError if anything drawn from or watched so far was not finite."""
-        if self._finite and not bool(self._all_finite()):
+        if not math.isfinite(self._sum.item()):
             raise PluginError(
                 "the network returned logits that are not finite (nan or inf): its weights are damaged or overflow in"
                 " this precision; check the checkpoint, or run it in fp32"
             )
-
-    def _all_finite(self) -> Tensor:
-        """Whether every number is, and no flag is False; () bool."""
-        flags = [x.flatten() for x in self._finite if x.dtype == torch.bool]
-        numbers = [x.flatten() for x in self._finite if x.dtype != torch.bool]
-        if numbers:
-            flags.append(torch.isfinite(torch.cat(numbers)).all()[None])
-        return torch.cat(flags).all()
