@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tsdfm_bench.commands.folders import RUNS
 from tsdfm_bench.console import Phase, Reporter
@@ -175,12 +175,23 @@ def _launched(
         reporter.note(f"Interrupted; all but the last minute is kept in {folder}. Go on with:\n  {command_line()}")
         return INTERRUPTED
     bad = [result for result in results if result["state"] != "done"]
-    for result in bad:
-        why = result.get("error") or f"another process is at it ({', '.join(result.get('busy', ()))})"
-        reporter.note(f"{result['name'].removeprefix('train-')}: {str(why).splitlines()[-1]}", style="red")
+    for why, names in _reasons(bad).items():
+        reporter.note(f"{', '.join(names)}: {why}", style="red")
     if not bad:
         reporter.note(f"Trained networks: {folder}. Use them: tsdfm-bench run --checkpoint {folder}")
     return 1 if bad else 0
+
+
+def _reasons(results: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """What kept stages from being trained, with the stages that it kept; a traceback is told by its last line."""
+    found: dict[str, list[str]] = {}
+    for result in results:
+        name = result["name"].removeprefix("train-")
+        why = str(result.get("error") or f"another process is at it ({', '.join(result.get('busy', ()))})")
+        if '  File "' in why:
+            why = why.splitlines()[-1]
+        found.setdefault(why.removeprefix(f"stage '{name}' "), []).append(name)
+    return found
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def test_stages_are_jobs_of_a_launcher_each_after_those_it_needs(here: Here) -> 
         assert files[0].read_bytes() == files[1].read_bytes()
     only = here.cli("train", "toy.toml", "--out", "empty", "--only", "second", "--launcher", "local")
     assert only.exit_code == 1
-    assert "stage 'second' needs mdlm" in only.stderr
+    assert "second: needs mdlm in " in only.stderr
 
 
 @pytest.mark.parametrize(
@@ -131,6 +131,12 @@ kind = "tsdfm"
 source = "uniform"
 teacher = "dfm-uniform"
 compass = "compass-uniform"
+[[stage]]
+name = "other"
+kind = "tsdfm"
+source = "uniform"
+teacher = "dfm-uniform"
+compass = "compass-uniform"
 """
 
 
@@ -142,6 +148,12 @@ def test_an_untrained_compass_is_reported_and_its_student_refused(here: Here) ->
     result = here.cli(*GIVEN)
     assert result.exit_code == 1
     assert "stage 'tsdfm-uniform' is not trained: its compass 'compass-uniform' failed its checks" in result.stderr
+    launched = here.cli(*GIVEN, "--launcher", "local")
+    assert launched.exit_code == 1
+    assert (
+        "tsdfm-uniform, other: is not trained: its compass 'compass-uniform' failed its checks:\n  - "
+        in launched.stderr
+    )
     report = here.cli(*GIVEN, "--report")
     assert report.exit_code == 1
     assert "repeated tokens" in report.stdout
