@@ -219,12 +219,14 @@ def widening(replicates: np.ndarray, sets: Iterable[Sequence[str]], confidence: 
 
 def t_over_normal(freedom: float, confidence: float = CONFIDENCE) -> float:
     """The factor k for given degrees of freedom: S - 1 for a formula of one set of S seeds."""
-    return _quantile(freedom, confidence) / _quantile(math.inf, confidence)
+    from scipy import stats
+
+    return _quantile(freedom, confidence) / float(stats.norm.ppf(0.5 + confidence / 2))
 
 
 @lru_cache(maxsize=64)
 def _quantile(freedom: float, confidence: float) -> float:
-    """Half of a two-sided t interval in standard errors; normal at infinite degrees of freedom."""
+    """Half of a two-sided t interval, in standard errors."""
     from scipy import stats
 
     return float(stats.t.ppf(0.5 + confidence / 2, freedom))
