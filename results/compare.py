@@ -227,11 +227,11 @@ def _over_seeds(name: str, first: EvidenceCell, second: EvidenceCell, paired: bo
         return Change(**found, difference=_point(b["value"] - a["value"]), percent=_relative(a, b))
     ours, theirs = ([float(row["value"]) for row in cell.behind(*key)] for cell in (first, second))
     n = min((int(row["n"]) for row in (a, b) if row["n"] is not None), default=0)
+    if paired and _same(np.array(ours), np.array(theirs)):
+        zero = Interval(0.0, 0.0, 0.0, n, "constant", "the same numbers for every seed")
+        return Change(**found, difference=zero, percent=zero, verdict="identical")
     difference, percent, p = t_change(ours, theirs, paired=paired, n=n)
-    identical = paired and ours == theirs
-    return Change(
-        **found, difference=difference, percent=percent, pvalue=p, verdict="identical" if identical else "not compared"
-    )
+    return Change(**found, difference=difference, percent=percent, pvalue=p)
 
 
 def _about(name: str, a: Row, b: Row) -> dict[str, Any]:

@@ -113,26 +113,20 @@ def error_bars(axes: Axes, x: Sequence[float], rows: Sequence[Row], color: str, 
             axes.plot(*(ends if along == "y" else ends[::-1]), color=color, linewidth=0.7, alpha=0.75, zorder=1.5)
 
 
-def seed_marks(
-    axes: Axes, at: Sequence[float], networks: Iterable[Sequence[Row]], *, along: str = "y", size: float = 4
-) -> None:
+def seed_marks(axes: Axes, at: Sequence[float], networks: Iterable[Sequence[Row]], *, along: str = "y") -> None:
     """Small marks at the values of single training seeds, for points that stand for several networks.
 
     Args:
         at: where the points are on the other axis.
         networks: rows behind each point, one per network.
         along: the axis of the values.
-        size: of the marks, in points.
     """
     for place, rows in zip(at, networks, strict=True):
         if len(rows) > 1:
-            values = [row["value"] for row in rows]
-            ends = ([place] * len(rows), values)
+            places = ([place] * len(rows), [row["value"] for row in rows])
+            x, y = places if along == "y" else places[::-1]
             marker = "_" if along == "y" else "|"
-            axes.plot(
-                *(ends if along == "y" else ends[::-1]),
-                marker=marker, markersize=size, color=FAINT, linestyle="none", zorder=1.5,
-            )  # fmt: skip
+            axes.plot(x, y, marker=marker, markersize=4, color=FAINT, linestyle="none", zorder=1.5)
 
 
 def _networks(rows: Iterable[Row], replicates: Replicates) -> list[list[Row]]:

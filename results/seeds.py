@@ -77,8 +77,12 @@ def by_recipe(cells: Iterable[EvidenceCell]) -> list[list[EvidenceCell]]:
 def defaults(cells: Iterable[EvidenceCell]) -> list[EvidenceCell]:
     """The networks that stand for their method: unknown ones, default variants, and these with other seeds."""
     cells = list(cells)
-    recipes = {recipe_of(cell) for cell in cells if cell.variant and cell.variant["default"]}
-    return [cell for cell in cells if not cell.variant or recipe_of(cell) in recipes]
+
+    def key(cell: EvidenceCell) -> tuple[Any, ...]:
+        return cell.first["task"], cell.first["method"], recipe_of(cell)
+
+    wanted = {key(cell) for cell in cells if cell.variant and cell.variant["default"]}
+    return [cell for cell in cells if not cell.variant or key(cell) in wanted]
 
 
 def same_seeds(a: Sequence[EvidenceCell], b: Sequence[EvidenceCell]) -> list[tuple[EvidenceCell, EvidenceCell]]:
@@ -152,8 +156,8 @@ def t_change(
         method, reason = "t", "paired by seed" if paired else f"{len(a)} and {len(b)} independent networks, Welch"
     if not log:
         return Interval(gap, low, high, n, method, reason, error, **common), None, p
-    ends = [math.expm1(end) for end in (gap, low, high)]
-    first, ratio = _back(float(one.mean()), log), math.exp(gap)
+    ends = [_back(end, log) - 1.0 for end in (gap, low, high)]
+    first, ratio = _back(float(one.mean()), log), _back(gap, log)
 
     def times(unit: float) -> Interval:
         value, low, high = (unit * end for end in ends)
@@ -170,7 +174,8 @@ def _scaled(values: Sequence[float]) -> tuple[np.ndarray, bool]:
 
 
 def _back(value: float, log: bool) -> float:
-    return math.exp(value) if log else value
+    with np.errstate(over="ignore"):  # two seeds that are worlds apart: no upper end
+        return float(np.exp(value)) if log else value
 
 
 # ------------------------------------------------------------------------------------------------------- replicates

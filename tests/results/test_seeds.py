@@ -15,10 +15,19 @@ from tsdfm_bench.results import schema
 from tsdfm_bench.results.claim_file import parse_claims
 from tsdfm_bench.results.claim_table import claims_table
 from tsdfm_bench.results.claims import Verdict, verify
-from tsdfm_bench.results.evidence import Evidence, load_evidence
+from tsdfm_bench.results.evidence import Evidence, EvidenceCell, load_evidence
 from tsdfm_bench.results.recipes import Recipe, recipes, with_recipes
 from tsdfm_bench.results.replicates import Replicates
-from tsdfm_bench.results.seeds import about_seeds, by_recipe, over_seeds, same_seeds, t_change, t_interval, widening
+from tsdfm_bench.results.seeds import (
+    about_seeds,
+    by_recipe,
+    defaults,
+    over_seeds,
+    same_seeds,
+    t_change,
+    t_interval,
+    widening,
+)
 
 CLAIMS = """format = 1
 [rows.student]
@@ -161,6 +170,7 @@ def test_the_mean_over_seeds_has_the_t_interval_of_logarithms() -> None:
     signed = t_interval((-1.0, 0.5, 2.0))
     assert (signed.low, signed.high) == pytest.approx(stats.t.interval(0.95, 2, 0.5, stats.sem([-1.0, 0.5, 2.0])))
     assert t_interval((8.0, 8.0)).method == "constant"
+    assert t_interval((1.0, 1e100)).high == math.inf
 
 
 @pytest.mark.parametrize("paired", [True, False])
@@ -216,6 +226,18 @@ def test_networks_are_paired_by_weights_then_by_seed_or_not_at_all(tmp_path: Pat
     assert [(a.id, b.id) for a, b in same_seeds(students, students[1:])] == [("abc1", "abc1"), ("abc2", "abc2")]
     assert [(a.id, b.id) for a, b in same_seeds(students, others)] == [(f"abc{i}", f"def{i}") for i in range(3)]
     assert same_seeds(students[:2], others[1:]) == []
+
+
+def test_a_recipe_stands_for_its_own_method_and_text_only(tmp_path: Path) -> None:
+    """Equal settings of another method, or of another text, where they are no default."""
+    students = by_recipe(folder(tmp_path, 3).cells)[1]
+    assert defaults(students) == students
+    for name in ("method", "task"):
+        other = EvidenceCell(
+            [{**row, name: "other"} for row in students[1].rows.values()],
+            None, {**students[1].variant, "default": False}, students[1].replicates,
+        )  # fmt: skip
+        assert other not in defaults([*students, other])
 
 
 # ------------------------------------------------------------------------------------------------- a recipe as a cell
