@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from tsdfm_bench.paper_figures.published import Number
 from tsdfm_bench.results.evidence import Evidence, EvidenceCell
 from tsdfm_bench.results.plots import NothingToDraw
+from tsdfm_bench.results.recipes import recipes
 from tsdfm_bench.results.rows import Row
+from tsdfm_bench.results.seeds import by_recipe, defaults
 from tsdfm_bench.results.table_model import Table
 
 if TYPE_CHECKING:
@@ -81,6 +83,8 @@ class PaperFigure(Protocol):
 class Scene:
     """The comparable cells of one text setting, at temperature 1, without nucleus and options.
 
+    Networks of one recipe with several training seeds are one cell (`results.recipes`).
+
     Args:
         evidence: where they come from.
         group: task, tokenizer, data, length and prefix.
@@ -90,7 +94,7 @@ class Scene:
         self.evidence, self.group = evidence, group
         self.task, self.length = str(group[0]), group[3]
         self.everything = [cell for cell in evidence.cells if cell.group == group]
-        self.cells = [cell for cell in self.everything if cell.first["kind"] == "method" and _plain(cell)]
+        self.cells = recipes(_standing([cell for cell in self.everything if cell.first["kind"] == "method"]))
         self._by_key: dict[tuple[Any, ...], EvidenceCell] = {}
         self.left_out = 0
         for cell in self.cells:
@@ -154,13 +158,20 @@ def plain_draws(cell: EvidenceCell) -> bool:
     return first["temperature"] in (None, 1.0) and first["top_p"] is None and first["draw"] in ("", "fp64")
 
 
-def _plain(cell: EvidenceCell) -> bool:
-    return (
-        plain_draws(cell)
-        and not cell.options
-        and cell.first["checkpoint"] != "oracle"
-        and (not cell.variant or bool(cell.variant["default"]))
-    )
+def _standing(cells: list[EvidenceCell]) -> list[EvidenceCell]:
+    """Cells that stand for their method: without options, or known to be one of several seeds of a default recipe."""
+    drawn = [
+        c for c in cells if plain_draws(c) and c.first["checkpoint"] != "oracle" and not {*c.options} - {"checkpoint"}
+    ]
+    found = []
+    for group in by_recipe(defaults(drawn)):
+        several = len(group) > 1 and group[0].variant
+        found += group if several else [cell for cell in group if not cell.options and _default(cell)]
+    return found
+
+
+def _default(cell: EvidenceCell) -> bool:
+    return not cell.variant or bool(cell.variant["default"])
 
 
 def scenes(evidence: Evidence) -> list[Scene]:

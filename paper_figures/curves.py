@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from tsdfm_bench.paper_figures.base import Made, NothingToDraw
 from tsdfm_bench.results import plots
 from tsdfm_bench.results.evidence import Evidence, EvidenceCell
+from tsdfm_bench.results.seeds import defaults
 
 
 class Frontier:
@@ -51,11 +52,11 @@ def _swept(cells: list[EvidenceCell]) -> list[EvidenceCell]:
 def _drawn(
     kind: str, evidence: Evidence, choose: Callable[[list[EvidenceCell]], list[EvidenceCell]] = list
 ) -> list[Made]:
-    chosen = choose([cell for cell in evidence.cells if not cell.variant or cell.variant["default"]])
+    chosen = choose(defaults(evidence.cells))
     if not any(cell.first["kind"] == "method" for cell in chosen):
         raise NothingToDraw("no finished generator" + (" at several temperatures" if kind == "frontier" else ""))
     name = {"cost": "speed-quality"}.get(kind, kind)
-    summary = evidence.summary(chosen)
+    drawings = plots.draw(kind, evidence.summary(chosen), replicates=evidence.replicates, variants=evidence.variants)
     return [
         Made(
             name=drawing.name.replace(kind, name, 1),
@@ -64,5 +65,5 @@ def _drawn(
             figure=drawing.figure,
             notes=drawing.notes,
         )
-        for drawing in plots.draw(kind, summary, replicates=evidence.replicates)
+        for drawing in drawings
     ]

@@ -1,7 +1,8 @@
 """Figure 1: generative perplexity against steps, with the teacher at 1,024 steps and the student's 8-step point.
 
 One file per scorer; per source distribution a panel of perplexity and below it one of entropy, which belongs to it: a
-perplexity below the teacher's says little where entropy is below it too. The paper's own claim (32 % below the teacher,
+perplexity below the teacher's says little where entropy is below it too. Networks of several training seeds are one
+point, with small marks for the single ones. The paper's own claim (32 % below the teacher,
 arXiv 2605.07924, abstract) is drawn as a mark at 8 steps, relative to the teacher measured here.
 """
 
@@ -9,14 +10,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+
 from tsdfm_bench.paper_figures.axes import bars, log_axis, mark_incomplete, step_axis
 from tsdfm_bench.paper_figures.base import LONG, SHORT, Made, NothingToDraw, Scene, named, scenes, unique_rows
 from tsdfm_bench.paper_figures.published import published
 from tsdfm_bench.results.evidence import Evidence, EvidenceCell
+from tsdfm_bench.results.formula import Quantity
 from tsdfm_bench.results.numbers import plain
+from tsdfm_bench.results.plots import seed_marks
+from tsdfm_bench.results.quantities import Rows
 from tsdfm_bench.results.replicates import interval
 from tsdfm_bench.results.rows import Row
-from tsdfm_bench.results.stats import Interval
+from tsdfm_bench.results.seeds import about_seeds
+from tsdfm_bench.results.stats import CONFIDENCE, Interval
 from tsdfm_bench.results.style import COLUMN_IN, FAINT, INK, Label, finish, looks, new_figure, styled
 
 if TYPE_CHECKING:
@@ -67,6 +74,7 @@ def _one(scene: Scene, judge: str, name: str) -> Made:
     ppl, entropy = scene.metric("perplexity"), scene.metric("entropy")
     lines = _lines(scene, judge)
     rows: list[Row | None] = []
+    points: list[list[Row]] = []
     notes: list[str] = []
     with styled():
         figure, grid = new_figure(
@@ -83,9 +91,11 @@ def _one(scene: Scene, judge: str, name: str) -> Made:
                 steps += x
                 for axes, metric, scorer in ((top, ppl, judge), (bottom, entropy, "")):
                     values = [cell.rows[metric or "", scorer] for cell in cells]
+                    networks = [cell.behind(metric, scorer) for cell in cells]
                     axes.plot(x, [row["value"] for row in values], **look[method])
+                    seed_marks(axes, x, networks)
                     bars(axes, x, values, look[method]["color"])
-                    rows += values
+                    points += networks
                 value = float(cells[-1].rows[ppl or "", judge]["value"])
                 text = "dfm (teacher)" if method == "dfm" and x[-1] == LONG else method
                 panels[top].append(Label(x[-1], value, text, look[method]["color"]))
@@ -101,8 +111,8 @@ def _one(scene: Scene, judge: str, name: str) -> Made:
         missing = scene.absent(wanted)
         mark_incomplete(figure, missing)
         finish(figure, panels)
-    shown = unique_rows(rows)
-    notes += _common(shown, scene)
+    shown = unique_rows([*(row for networks in points for row in networks), *rows])
+    notes += _common(shown, points, scene)
     return Made(
         name=f"{name}-{judge}".replace(":", "-").replace("/", "-"),
         title=f"gen-PPL ({judge}) against steps, {scene.name}",
@@ -135,8 +145,16 @@ def against_teacher(scene: Scene, judge: str, source: str) -> Interval | None:
     ppl = scene.metric("perplexity") or ""
     if student is None or teacher is None or not (student.of(ppl, judge) and teacher.of(ppl, judge)):
         return None
-    (a, a_redrawn, _), (b, b_redrawn, _) = student.value(ppl, judge), teacher.value(ppl, judge)
-    return interval(100 * (1 - a / b), 100 * (1 - a_redrawn / b_redrawn), n=min(student.n or 0, teacher.n or 0))
+    rows = Rows(scene.evidence, {"student": student.networks, "teacher": teacher.networks}, judge)
+
+    def reduction(rows: Rows) -> np.ndarray:  # (1 + resamples,)
+        below, above = (rows.quantity(Quantity("ppl", name, ppl))[0] for name in ("student", "teacher"))
+        return 100 * (1 - below / above)
+
+    values = reduction(rows)
+    if rows.seeds:
+        values = reduction(rows.widened(values[1:], CONFIDENCE))
+    return interval(float(values[0]), values[1:], n=rows.n)
 
 
 def _headline(scene: Scene, judge: str, source: str, top: Axes, color: str) -> list[str]:
@@ -180,9 +198,10 @@ def _headline(scene: Scene, judge: str, source: str, top: Axes, color: str) -> l
     return notes
 
 
-def _common(rows: list[Row], scene: Scene) -> list[str]:
+def _common(rows: list[Row], points: list[list[Row]], scene: Scene) -> list[str]:
     counts = sorted({int(row["n"]) for row in rows if row["n"] is not None})
     notes = [f"n = {', '.join(map(str, counts))} sequences; bars are 95 % intervals over sequences."] if counts else []
+    notes += [f"{text} Small marks are single seeds." for text in about_seeds(points)]
     if scene.left_out:
         notes.append(f"{scene.left_out} further cells with other weights or seeds are not shown.")
     definitions = dict.fromkeys(row["definition"] for row in rows if row["scorer"])

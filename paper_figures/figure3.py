@@ -12,8 +12,9 @@ from tsdfm_bench.paper_figures.ablation import Ablation, Level, ablations
 from tsdfm_bench.paper_figures.axes import log_axis, mark_incomplete
 from tsdfm_bench.paper_figures.base import Made, NothingToDraw, unique_rows
 from tsdfm_bench.results.evidence import Evidence
+from tsdfm_bench.results.plots import seed_marks
 from tsdfm_bench.results.rows import Row, finite
-from tsdfm_bench.results.style import COLUMN_IN, FAINT, INK, PALETTE, new_figure, styled
+from tsdfm_bench.results.style import COLUMN_IN, INK, PALETTE, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -119,9 +120,7 @@ def _level(axes: Axes, y: float, level: Level, metric: str, scorer: str) -> None
         return
     value, low, high = found
     color = PALETTE[1] if level.is_default else PALETTE[0]
-    seeds = [row["value"] for row in level.rows(metric, scorer)]
-    if len(seeds) > 1:
-        axes.plot(seeds, [y] * len(seeds), marker="|", markersize=4, color=FAINT, linestyle="none", zorder=1.5)
+    seed_marks(axes, [y], [level.rows(metric, scorer)], along="x")
     if finite(low) and finite(high):
         axes.plot([low, high], [y, y], color=color, linewidth=0.9)
     axes.plot(

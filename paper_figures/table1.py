@@ -1,7 +1,8 @@
 """Table 1: every method by source and steps under every scorer, with entropy, calls and the published value beside it.
 
 The published column holds gen-PPL of the same method, source and step count from the literature, under gpt2-large on
-other text with larger networks: it shows what the field reports, and never belongs in the same column as ours.
+other text with larger networks: it shows what the field reports, and never belongs in the same column as ours. Networks
+of several training seeds are one row, with their number.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from tsdfm_bench.results.evidence import Evidence, EvidenceCell
 from tsdfm_bench.results.flags import FLAGS
 from tsdfm_bench.results.numbers import plain, whole, with_interval
 from tsdfm_bench.results.rows import Row
+from tsdfm_bench.results.seeds import about_seeds
 from tsdfm_bench.results.table_model import Section, Table, TableColumn, TableRow, Value
 
 _TOLD = ("entropy-low", "entropy-high", "rep-high", "canary", "ppl-gamed", "few", "mixed-n")
@@ -47,10 +49,12 @@ def _table(scene: Scene, name: str) -> Made:
             c.first["steps"] or 0,
         ),
     )
+    several = any(len(cell.networks) > 1 for cell in cells)
     columns = [
         TableColumn("source", "source", align="left"),
         TableColumn("method", "method", align="left"),
         TableColumn("steps", "steps"),
+        *([TableColumn("seeds", "seeds")] if several else []),
         TableColumn("calls", "calls", give_way=1),
         *(TableColumn(f"ppl {judge}", "gen-PPL", judge, role="perplexity") for judge in judges),
         TableColumn("entropy", "entropy", "nats", role="entropy"),
@@ -69,18 +73,19 @@ def _table(scene: Scene, name: str) -> Made:
                 "source": Value(first["source"] or "–", first["source"]),
                 "method": Value(first["method"], first["method"]),
                 "steps": Value(whole(first["steps"]), first["steps"]),
+                "seeds": Value(str(len(cell.networks)), len(cell.networks)) if section == "method" else Value("–"),
                 "calls": Value(whole(first["calls"]), first["calls"]),
                 "flags": Value(" ".join(code for code in _TOLD if code in cell.flags)),
                 "published": _published(cell, used),
                 "entropy": _value(cell.of(entropy)),
             }
-            rows.append(cell.of(entropy))
+            rows += cell.behind(entropy)
             for judge in judges if has_entropy else []:
                 values[f"ppl {judge}"] = _value(cell.of(ppl, judge))
-                rows.append(cell.of(ppl, judge))
+                rows += cell.behind(ppl, judge)
             for judge in features:
                 values[f"mauve {judge}"] = _value(cell.of(mauve, judge))
-                rows.append(cell.of(mauve, judge))
+                rows += cell.behind(mauve, judge)
             lines.append(TableRow(section, values))
     shown = unique_rows(rows)
     steps = {cell.first["steps"] for cell in scene.cells}
@@ -122,6 +127,7 @@ def _notes(scene: Scene, rows: list[Row], used: list[Number], missing: list[str]
         f"n = {plain(counts[0]) if len(counts) == 1 else ', '.join(map(str, counts))} sequences; ± is half the "
         "width of the 95 % interval over sequences."
     ) if counts else None
+    notes += [f"{text} Flags are those of any seed." for text in about_seeds(cell.networks for cell in scene.cells)]
     codes = dict.fromkeys(code for row in rows for code in row["flags"].split() if code in _TOLD)
     notes += [f"{code}: {FLAGS[code]}." for code in codes]
     notes += [f"{text}." for text in dict.fromkeys(r["definition"] for r in rows if r["scorer"] and r["definition"])]

@@ -37,7 +37,7 @@ from tsdfm_bench.results.frontier import OutOfRange
 from tsdfm_bench.results.numbers import plain, with_interval
 from tsdfm_bench.results.quantities import Missing, Rows
 from tsdfm_bench.results.replicates import interval
-from tsdfm_bench.results.seeds import recipe_of
+from tsdfm_bench.results.seeds import defaults
 from tsdfm_bench.results.stats import CONFIDENCE, Interval, n_to_separate
 
 Status = Literal["reproduced", "contradicted", "not separable", "not testable"]
@@ -156,9 +156,9 @@ class _Test:
             # A checkpoint whose training is known is no option: what it is, its variant says.
             plain = [cell for cell in found if not cell.options]
             known = [cell for cell in found if set(cell.options) == {"checkpoint"} and cell.variant]
-            found = plain + known if selection.variant is not None else _default(plain) or _default(known)
+            found = plain + known if selection.variant is not None else defaults(plain) or defaults(known)
         elif selection.variant is None:
-            found = _default(found)
+            found = defaults(found)
         wanted = selection.variant or {}
         return [c for c in found if all(_same(c.variant.get(k), v) for k, v in wanted.items())]
 
@@ -386,12 +386,6 @@ def _listed(value: Any) -> str:
 def _listed_counts(counts: Counter[Status]) -> str:
     parts = [f"{counts[status]} {status}" for status in STATUSES if counts[status]]
     return f"of {sum(counts.values())} instances " + ", ".join(parts)
-
-
-def _default(cells: Sequence[EvidenceCell]) -> list[EvidenceCell]:
-    """The networks that stand for their method: unknown ones, default variants, and these with other seeds."""
-    recipes = {recipe_of(cell) for cell in cells if cell.variant and cell.variant["default"]}
-    return [cell for cell in cells if not cell.variant or recipe_of(cell) in recipes]
 
 
 def _same(held: Any, wanted: Any) -> bool:

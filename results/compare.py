@@ -1,12 +1,17 @@
 """Two runs, cell by cell: what got better, what got worse, and what cannot be told apart.
 
-Cells belong together if they have one id, or else the same settings (label, source, steps, temperature, nucleus, draw,
-text, length, prefix) where no other cell of either run has them: then the weights or the seed differ, and the row says
-so. A number is compared only with one of the same definition, scorer revision and arithmetic; what differs is listed,
-not subtracted. Sequences are paired where they belong together: the same cell drawn from the same streams, or the same
-held-out prompts. Intervals and p-values come from the stored columns (see `columns`); where a run has none, from the
-two rows' own intervals, unpaired. All p-values of a comparison are adjusted together by Holm's method, and "better" or
-"worse" is said only below 0.05.
+Cells belong together as `matching` says. A number is compared only with one of the same definition, scorer revision and
+arithmetic; what differs is listed, not subtracted. Sequences are paired where they belong together: the same cell drawn
+from the same streams, or the same held-out prompts. Intervals and p-values come from the stored columns (`columns`);
+where a run has none, from the two rows' own intervals, unpaired.
+
+Where both runs hold several training seeds of a recipe, a row of its own compares the means over seeds, with the t
+interval and the t test over seeds (`seeds.t_change`), paired by seed where both have the same ones. It says whether the
+recipe changed; the rows of its networks say whether these networks differ.
+
+p-values are adjusted by Holm's method, and "better" or "worse" is said only below 0.05. Rows of networks are one
+family, rows over seeds another: they answer different questions with the same numbers, and neither should pay for the
+size of the other.
 """
 
 from __future__ import annotations
@@ -14,18 +19,24 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from tsdfm_bench.results.evidence import EvidenceCell, recorded_variants, run_cells
+from tsdfm_bench.results.frontier import told_apart
+from tsdfm_bench.results.matching import describe, matched, matched_recipes
 from tsdfm_bench.results.numbers import MISSING, plain, with_interval
 from tsdfm_bench.results.replicates import Replicates, stream
 from tsdfm_bench.results.resampling import compare_terms, permutation_terms
-from tsdfm_bench.results.rows import CellRows, Row, cells_of, finite, pick
+from tsdfm_bench.results.rows import Row, finite, pick
+from tsdfm_bench.results.seeds import t_change
 from tsdfm_bench.results.stats import CONFIDENCE, Interval, holm, n_to_separate
-from tsdfm_bench.results.table_model import Table, TableColumn, TableRow, Value
+from tsdfm_bench.results.table_model import Section, Table, TableColumn, TableRow, Value
+from tsdfm_bench.results.training import Variants
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,10 +45,6 @@ Verdict = Literal["better", "worse", "higher", "lower", "not separable", "identi
 
 LEVEL = 0.05
 ROLES = ("perplexity", "bits per byte", "entropy", "distinct", "repetition", "mauve", "speed")
-_SETTINGS = (
-    "task", "tokenizer", "data_hash", "kind", "label", "source", "length", "steps", "temperature", "top_p",
-    "top_p_rule", "draw", "prefix",
-)  # fmt: skip
 _MEASURED_ONCE = ("calls", "s", "1/s", "bytes")
 _MOST_RESAMPLES = 9999
 
@@ -57,6 +64,7 @@ class Change:
         verdict: what follows.
         needed: sequences per row that would separate the two at this effect, if they are not separable.
         reason: why it was not compared, or "".
+        seeds: training seeds behind a and b, if the row is over seeds; else None.
     """
 
     name: str
@@ -74,6 +82,7 @@ class Change:
     verdict: Verdict = "not compared"
     needed: int | None = None
     reason: str = ""
+    seeds: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,7 @@ class Comparison:
 
     Args:
         a, b: names of the runs.
-        changes: by cell and metric.
+        changes: by cell and metric, those over training seeds last.
         only_a, only_b: cells that the other run lacks.
         notes: matches by settings, and what else a reader must know.
     """
@@ -94,9 +103,9 @@ class Comparison:
     only_b: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def counts(self) -> Counter[str]:
-        """How often each verdict was reached."""
-        return Counter(change.verdict for change in self.changes)
+    def counts(self, *, seeds: bool = False) -> Counter[str]:
+        """How often each verdict was reached, by single networks or over training seeds."""
+        return Counter(change.verdict for change in self.changes if (change.seeds is not None) is seeds)
 
 
 def compare_runs(
@@ -115,75 +124,41 @@ def compare_runs(
         names: of the runs, for the reader.
         metrics: only these; None = the numbers of the main table, ("all",) = every one.
     """
-    pairs, only_a, only_b, notes = _matched(a, b)
     sides = (Replicates(a, roots[0]), Replicates(b, roots[1]))
-    changes = [
-        _change(first, second, same, key, sides)
-        for first, second, same in pairs
+    variants = reduce(Variants.plus, map(recorded_variants, roots))
+    ours, theirs = (
+        run_cells(summary[summary["state"] == "done"], side, variants)
+        for summary, side in zip((a, b), sides, strict=True)
+    )
+    together, alone = matched_recipes(ours, theirs)
+    covered = {cell.id for pair in together for recipe in pair[:2] for cell in recipe.networks}
+    pairs, only_a, only_b, notes = matched(ours, theirs, covered)
+    names_of = told_apart([describe(first) for first, _, _ in pairs], [first.first for first, _, _ in pairs])
+    networks = [
+        _change(name, first, second, same, key, sides)
+        for name, (first, second, same) in zip(names_of, pairs, strict=True)
         for key in _metrics(first, second, metrics)
     ]
-    adjusted = holm([change.pvalue for change in changes])
-    judged = [_judged(change, float(p)) for change, p in zip(changes, adjusted, strict=True)]
+    names_of = told_apart([describe(first) for first, _, _ in together], [first.first for first, _, _ in together])
+    seeds = [
+        _over_seeds(name, first, second, paired, key)
+        for name, (first, second, paired) in zip(names_of, together, strict=True)
+        for key in _metrics(first, second, metrics)
+    ]
+    judged = [change for family in (networks, seeds) for change in _adjusted(family)]
     apart = sum(1 for change in judged if math.isfinite(change.pvalue) and not change.paired)
     if apart and any(change.paired for change in judged):
-        notes.append(f"{apart} comparisons are of independent sequences, the others are paired.")
-    notes += _refusals(judged)
-    return Comparison(*names, judged, only_a, only_b, notes)
+        notes.append(f"{apart} comparisons are of independent sequences or networks, the others are paired.")
+    return Comparison(*names, judged, only_a, only_b, [*notes, *alone, *_refusals(judged)])
 
 
-# --------------------------------------------------------------------------------------------------- matching
+def _adjusted(family: Sequence[Change]) -> list[Change]:
+    """Changes that answer one question, with p-values adjusted together, judged."""
+    adjusted = holm([change.pvalue for change in family])
+    return [_judged(change, float(p)) for change, p in zip(family, adjusted, strict=True)]
 
 
-def describe(cell: CellRows) -> str:
-    """A cell's settings on one line."""
-    first = cell.first
-    parts = [" ".join([first["label"] or first["method"], first["source"] or ""]).strip()]
-    parts += [f"{int(first['steps'])} steps"] if finite(first["steps"]) else []
-    parts += [f"temp. {first['temperature']:g}"] if finite(first["temperature"]) and first["temperature"] != 1 else []
-    parts += [f"top-p {first['top_p']:g}"] if finite(first["top_p"]) else []
-    parts += [first["draw"]] if first["draw"] not in ("", "fp64") else []
-    return ", ".join(parts)
-
-
-def _matched(
-    a: pd.DataFrame, b: pd.DataFrame
-) -> tuple[list[tuple[CellRows, CellRows, bool]], list[str], list[str], list[str]]:
-    ours, theirs = ({cell.id: cell for cell in cells_of(summary[summary["state"] == "done"])} for summary in (a, b))
-    pairs = [(cell, theirs[key], True) for key, cell in ours.items() if key in theirs]
-    left = [cell for key, cell in ours.items() if key not in theirs]
-    right = [cell for key, cell in theirs.items() if key not in ours]
-
-    def settings(cells: Iterable[CellRows]) -> dict[tuple[Any, ...], list[CellRows]]:
-        groups: dict[tuple[Any, ...], list[CellRows]] = {}
-        for cell in cells:
-            groups.setdefault(tuple(cell.first[name] for name in _SETTINGS), []).append(cell)
-        return groups
-
-    other = settings(right)
-    done: set[str] = set()
-    told: dict[str, list[str]] = {}
-    for key, members in settings(left).items():
-        if len(members) == 1 and len(other.get(key, [])) == 1:
-            first, second = members[0], other[key][0]
-            done |= {first.id, second.id}
-            differing = [name for name in ("weights", "seed") if first.first[name] != second.first[name]]
-            if first.first["kind"] == "reference":  # other sequences of the same text: nothing to find out
-                told.setdefault("not compared, they are other sequences of the same text", []).append(describe(first))
-                continue
-            pairs.append((first, second, False))
-            told.setdefault(f"other {' and '.join(differing) or 'options'} in the second run", []).append(
-                describe(first)
-            )
-    notes = [f"{'; '.join(cells)}: {what}." for what, cells in told.items()]
-    return (
-        pairs,
-        [describe(cell) for cell in left if cell.id not in done],
-        [describe(cell) for cell in right if cell.id not in done],
-        notes,
-    )
-
-
-def _metrics(a: CellRows, b: CellRows, wanted: Sequence[str] | None) -> list[tuple[str, str]]:
+def _metrics(a: EvidenceCell, b: EvidenceCell, wanted: Sequence[str] | None) -> list[tuple[str, str]]:
     common = [key for key in a.rows if key in b.rows and key[0]]
     if wanted is not None and "all" in wanted:
         return common
@@ -198,28 +173,17 @@ def _metrics(a: CellRows, b: CellRows, wanted: Sequence[str] | None) -> list[tup
 
 
 def _change(
-    first: CellRows, second: CellRows, same: bool, key: tuple[str, str], sides: tuple[Replicates, Replicates]
+    name: str,
+    first: EvidenceCell,
+    second: EvidenceCell,
+    same: bool,
+    key: tuple[str, str],
+    sides: tuple[Replicates, Replicates],
 ) -> Change:
     a, b = first.rows[key], second.rows[key]
-    found: dict[str, Any] = {
-        "name": describe(first),
-        "metric": key[0],
-        "scorer": key[1],
-        "unit": a["unit"] or b["unit"],
-        "better": a["better"] or b["better"],
-        "a": a,
-        "b": b,
-    }
-    for row, which in ((a, "first"), (b, "second")):
-        if not finite(row["value"]):
-            return Change(
-                **found, reason=f"no value in the {which} run" + (f": {row['reason']}" if row["reason"] else "")
-            )
-    for name in ("unit", "scorer_revision", "scorer_dtype"):
-        if a[name] != b[name]:
-            return Change(**found, reason=f"{name.replace('_', ' ')} differs: {a[name]} and {b[name]}")
-    if _convention(a) != _convention(b):
-        return Change(**found, reason="the two runs define this number differently")
+    found = _about(name, a, b)
+    if reason := _incomparable(a, b):
+        return Change(**found, reason=reason)
     if a["unit"] in _MEASURED_ONCE:
         return Change(**found, difference=_point(b["value"] - a["value"]), percent=_relative(a, b))
     if same and all(a[name] == b[name] for name in ("value", "low", "high", "n")):
@@ -250,6 +214,41 @@ def _change(
         paired=paired,
         pvalue=_pvalue(two, one, options),
     )
+
+
+def _over_seeds(name: str, first: EvidenceCell, second: EvidenceCell, paired: bool, key: tuple[str, str]) -> Change:
+    """The same of two recipes: from the mean over seeds to the mean over seeds."""
+    a, b = first.rows[key], second.rows[key]
+    seeds = (len(first.networks), len(second.networks))
+    found = {**_about(name, a, b), "paired": paired, "seeds": seeds}
+    if reason := _incomparable(a, b):
+        return Change(**found, reason=reason)
+    if a["unit"] in _MEASURED_ONCE:
+        return Change(**found, difference=_point(b["value"] - a["value"]), percent=_relative(a, b))
+    ours, theirs = ([float(row["value"]) for row in cell.behind(*key)] for cell in (first, second))
+    n = min((int(row["n"]) for row in (a, b) if row["n"] is not None), default=0)
+    if paired and _same(np.array(ours), np.array(theirs)):
+        zero = Interval(0.0, 0.0, 0.0, n, "constant", "the same numbers for every seed")
+        return Change(**found, difference=zero, percent=zero, verdict="identical")
+    difference, percent, p = t_change(ours, theirs, paired=paired, n=n)
+    return Change(**found, difference=difference, percent=percent, pvalue=p)
+
+
+def _about(name: str, a: Row, b: Row) -> dict[str, Any]:
+    """What every change says of the rows it compares."""
+    found: dict[str, Any] = {"name": name, "metric": a["metric"], "scorer": a["scorer"], "a": a, "b": b}
+    return found | {"unit": a["unit"] or b["unit"], "better": a["better"] or b["better"]}
+
+
+def _incomparable(a: Row, b: Row) -> str:
+    """Why two rows cannot be compared, or ""."""
+    for row, which in ((a, "first"), (b, "second")):
+        if not finite(row["value"]):
+            return f"no value in the {which} run" + (f": {row['reason']}" if row["reason"] else "")
+    for name in ("unit", "scorer_revision", "scorer_dtype"):
+        if a[name] != b[name]:
+            return f"{name.replace('_', ' ')} differs: {a[name]} and {b[name]}"
+    return "" if _convention(a) == _convention(b) else "the two runs define this number differently"
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
@@ -324,15 +323,15 @@ def _judged(change: Change, adjusted: float) -> Change:
             verdict = "higher" if gap > 0 else "lower"
     else:
         verdict = "not separable"
-        needed = n_to_separate(change.difference) if change.difference is not None else None
-    values = {name: getattr(change, name) for name in change.__dataclass_fields__}
-    return Change(**{**values, "adjusted": adjusted, "verdict": verdict, "needed": needed})
+        if change.difference is not None and change.seeds is None:
+            needed = n_to_separate(change.difference)
+    return replace(change, adjusted=adjusted, verdict=verdict, needed=needed)
 
 
 def _refusals(changes: Iterable[Change]) -> list[str]:
     counted = Counter((c.metric, c.scorer, c.reason) for c in changes if c.reason)
     return [
-        f"{metric}{f' ({scorer})' if scorer else ''} not compared in {count} cells: {reason}."
+        f"{metric}{f' ({scorer})' if scorer else ''} not compared in {count} rows: {reason}."
         for (metric, scorer, reason), count in counted.items()
     ]
 
@@ -341,7 +340,7 @@ def _refusals(changes: Iterable[Change]) -> list[str]:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """The comparison as a table: cells that differ first within the order of the runs."""
+    """The comparison as a table: what is over training seeds, then single networks, then references."""
     columns = [
         TableColumn("cell", "row", align="left", wrap=14),
         TableColumn("metric", "number", align="left", wrap=14),
@@ -358,10 +357,11 @@ def comparison_table(comparison: Comparison) -> Table:
         if change.reason:
             continue
         title = _title(change.metric) + (f" ({change.scorer})" if change.scorer else "")
+        name = change.name + (f", {_seeds(change.seeds)}" if change.seeds is not None else "")
         percent = change.percent
         shown = _percent(percent) if percent is not None else MISSING
         cells = {
-            "cell": Value(change.name if change.name != before else "", change.name),
+            "cell": Value(name if name != before else "", name),
             "metric": Value(title, title),
             "a": _value(change.a),
             "b": _value(change.b),
@@ -370,17 +370,29 @@ def comparison_table(comparison: Comparison) -> Table:
             "verdict": Value(change.verdict, change.verdict),
             "needed": Value(f"{change.needed:,}" if change.needed else "", change.needed),
         }
-        before = change.name
-        rows.append(TableRow("method" if change.a["kind"] == "method" else "reference", cells))
-    rows.sort(key=lambda row: row.section != "method")
-    counts = comparison.counts()
-    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict.__args__ if counts[verdict])  # type: ignore[attr-defined]
+        before = name
+        single: Section = "method" if change.a["kind"] == "method" else "reference"
+        rows.append(TableRow(single if change.seeds is None else "seeds", cells))
+    rows.sort(key=lambda row: ("seeds", "method", "reference").index(row.section))
+    said = _counted(comparison.counts())
     notes = [f"From {comparison.a} (first) to {comparison.b} (second): {said or 'nothing in common'}."]
-    if any(math.isfinite(change.pvalue) for change in comparison.changes):
+    if over := _counted(comparison.counts(seeds=True)):
+        notes.append(
+            f"Over training seeds: {over}. These rows compare means over the networks of a recipe (of logarithms, if "
+            "all are positive), with t intervals and t tests over seeds, paired where both runs have the same seeds."
+        )
+    tested = [change for change in comparison.changes if math.isfinite(change.pvalue)]
+    if any(change.seeds is None for change in tested):
         notes.append(
             "Change: percent with its 95 % interval, of the sequences both have if paired. p: permutation "
-            f"test of no difference, adjusted by Holm over the whole table; a verdict needs p < {LEVEL:g}. n needed: "
-            "sequences per row to separate the two at this effect with 80 % power."
+            f"test of no difference, adjusted by Holm over {'all single networks' if over else 'the whole table'}; "
+            f"a verdict needs p < {LEVEL:g}. n needed: sequences per row to separate the two at this effect with 80 % "
+            "power."
+        )
+    if any(change.seeds is not None for change in tested):
+        notes.append(
+            "p of rows over training seeds: t test, adjusted by Holm among these rows, for they answer another "
+            f"question; a verdict needs p < {LEVEL:g}."
         )
     if any(c.verdict == "identical" and c.paired and c.a["n"] != c.b["n"] for c in comparison.changes):
         notes.append("Identical: the sequences that both rows have are the same; one row has more of them.")
@@ -388,6 +400,14 @@ def comparison_table(comparison: Comparison) -> Table:
         if only:
             notes.append(f"Only in {name}: {'; '.join(only)}.")
     return Table(f"{comparison.a} → {comparison.b}", columns, rows, [*notes, *comparison.notes])
+
+
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in get_args(Verdict) if counts[verdict])
+
+
+def _seeds(counts: tuple[int, int]) -> str:
+    return f"{counts[0]} seeds" if counts[0] == counts[1] else f"{counts[0]} and {counts[1]} seeds"
 
 
 _TITLES = {
@@ -447,7 +467,7 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
     changes = [
         {
             "row": c.name,
-            "cells": [c.a["cell"], c.b["cell"]],
+            "cells": [c.a["cell"], c.b["cell"]],  # over seeds: those of the networks, joined by "+"
             "metric": c.metric,
             "scorer": c.scorer,
             "unit": c.unit,
@@ -461,6 +481,7 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
             "verdict": c.verdict,
             "n_needed": c.needed,
             "reason": c.reason,
+            "training_seeds": None if c.seeds is None else list(c.seeds),
         }
         for c in comparison.changes
     ]
@@ -468,6 +489,7 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
         "first": comparison.a,
         "second": comparison.b,
         "verdicts": dict(comparison.counts()),
+        "verdicts_over_seeds": dict(comparison.counts(seeds=True)),
         "changes": changes,
         "only_first": comparison.only_a,
         "only_second": comparison.only_b,

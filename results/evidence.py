@@ -74,6 +74,11 @@ class EvidenceCell(CellRows):
         return " ".join(part for part in parts if part)
 
     @property
+    def networks(self) -> list[EvidenceCell]:
+        """The cell of every network behind it: itself, or those of several training seeds (`results.recipes`)."""
+        return [self]
+
+    @property
     def flags(self) -> set[str]:
         """Codes of `results.flags` on any of its rows."""
         return {code for row in self.rows.values() for code in row["flags"].split()}
@@ -85,6 +90,11 @@ class EvidenceCell(CellRows):
             self.replicates.of(self.id, metric, scorer),
             self.replicates.how(self.id, metric, scorer),
         )
+
+    def behind(self, metric: str | None, scorer: str = "") -> list[Row]:
+        """The row of each network with a finite value, if the cell itself has one."""
+        held = self.of(metric, scorer) is not None
+        return [row for cell in self.networks if (row := cell.of(metric, scorer)) is not None] if held else []
 
 
 def label_options(label: str) -> dict[str, str]:
@@ -144,7 +154,7 @@ class Evidence:
     @cached_property
     def replicates(self) -> Replicates:
         """Replicates of the values of all cells, each from its own run."""
-        return _Joined(self.cells)
+        return Joined(self.cells)
 
     def summary(self, cells: Iterable[EvidenceCell] | None = None) -> pd.DataFrame:
         """A summary of these cells (default: all that are finished), from whichever runs they come."""
@@ -158,11 +168,16 @@ class Evidence:
         return [scorer for scorer in every if all(cell.of(metric, scorer) for cell in cells)]
 
 
-class _Joined(Replicates):
-    """Replicates of several runs, each asked for its own cells."""
+class Joined(Replicates):
+    """Replicates of several runs, each asked for its own cells.
 
-    def __init__(self, cells: Iterable[EvidenceCell]) -> None:
-        super().__init__(empty())
+    Args:
+        cells: of these.
+        root: the run folder of all of them, if it is one.
+    """
+
+    def __init__(self, cells: Iterable[EvidenceCell], root: Path | None = None) -> None:
+        super().__init__(empty(), root)
         self._homes = {cell.id: cell.replicates for cell in cells}
 
     def row(self, cell: str, metric: str, scorer: str = "") -> dict[str, Any]:
@@ -179,6 +194,9 @@ class _Joined(Replicates):
 
     def clusters(self, cell: str) -> np.ndarray | None:
         return self._homes[cell].clusters(cell)
+
+    def behind(self, cell: str, metric: str, scorer: str = "") -> list[dict[str, Any]]:
+        return self._homes[cell].behind(cell, metric, scorer)
 
 
 def fits(cell: EvidenceCell, where: Mapping[str, Any]) -> bool:
@@ -254,7 +272,7 @@ def _evidence(
     costs, variants = Costs(), Variants()
     for folder in extra:
         costs = costs.plus(read_costs(folder / COSTS)) if (folder / COSTS).exists() else costs
-        variants = variants.plus(read_variants(folder / VARIANTS)) if (folder / VARIANTS).exists() else variants
+        variants = variants.plus(recorded_variants(folder))
     done: dict[str, EvidenceCell] = {}
     undone: list[EvidenceCell] = []
     for run, summary in summaries:
@@ -282,8 +300,29 @@ def _evidence(
 
 def refuse_mixed(summary: pd.DataFrame) -> None:
     """Raise MixedEvidence if a name means two things in a summary; see the module's text."""
-    replicates = Replicates(summary, None)
-    _check([EvidenceCell(list(cell.rows.values()), None, {}, replicates) for cell in cells_of(summary)])
+    _check(run_cells(summary, Replicates(summary)))
+
+
+def recorded_variants(root: str | Path | None) -> Variants:
+    """The variants that a run folder records; none without a folder."""
+    path = Path(root) / VARIANTS if root is not None else None
+    return read_variants(path) if path is not None and path.exists() else Variants()
+
+
+def run_cells(summary: pd.DataFrame, replicates: Replicates, variants: Variants | None = None) -> list[EvidenceCell]:
+    """Every cell of one summary, finished or not, with what is known of its training.
+
+    Args:
+        summary: of one run.
+        replicates: of it.
+        variants: None: those recorded in the run folder of the replicates.
+    """
+    variants = recorded_variants(replicates.root) if variants is None else variants
+    folder = RunFolder(replicates.root) if replicates.root is not None else None
+    return [
+        EvidenceCell(list(cell.rows.values()), folder, variants.of(cell.first["weights"]), replicates)
+        for cell in cells_of(summary)
+    ]
 
 
 def _check(cells: Sequence[EvidenceCell]) -> None:

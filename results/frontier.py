@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,7 @@ SAME_GENERATOR = (
     "draw",
     "seed",
 )
+SAME_LINE = tuple(name for name in SAME_GENERATOR if name != "steps")
 
 
 class OutOfRange(ValueError):
@@ -201,13 +202,15 @@ def _frontier(cells: Sequence[CellRows], judge: str, ppl: str, entropy: str) -> 
     canaries = tuple(p for p in points if p.cell.first["kind"] == "reference" and p is not real)
     first = cells[0].first
     title = f"{first['task']}, {first['length']} tokens" + (f", prefix {first['prefix']}" if first["prefix"] else "")
-    return Frontier(title, judge, ppl, tuple(_distinct(curves)), real, canaries)
+    names = told_apart([curve.name for curve in curves], [curve.first for curve in curves])
+    curves = [replace(curve, name=name) for curve, name in zip(curves, names, strict=True)]
+    return Frontier(title, judge, ppl, tuple(curves), real, canaries)
 
 
 def _curves(members: list[Point], judge: str, ppl: str, entropy: str) -> list[Curve]:
     """A curve over temperatures per nucleus, and one over nuclei per temperature; single points stand alone."""
     first = members[0].cell.first
-    name = " ".join([first["label"] or first["method"], first["source"] or ""]).strip()
+    name = generator(first)
     name += f", {int(first['steps'])} steps" if finite(first["steps"]) else ""
 
     def curve(sweep: str, points: list[Point], fixed: str) -> Curve:
@@ -238,18 +241,30 @@ def _curves(members: list[Point], judge: str, ppl: str, entropy: str) -> list[Cu
     return found
 
 
-def _distinct(curves: list[Curve]) -> list[Curve]:
-    """Curves with names of their own: what tells equal ones apart is added."""
-    names = [curve.name for curve in curves]
-    told: list[Curve] = []
-    for curve in curves:
-        name = curve.name
-        if names.count(name) > 1:
-            others = [c for c in curves if c.name == name]
-            for key, text in (("draw", "{}"), ("checkpoint", "{}"), ("seed", "seed {}"), ("weights", "{:.14}")):
-                if len({c.first[key] for c in others}) > 1:
-                    name += f", {text.format(curve.first[key])}"
-        told.append(Curve(name, curve.sweep, curve.points, curve.scorer, curve.metric, curve.entropy_metric))
+def generator(first: Row) -> str:
+    """Label and source, as a line is called."""
+    return " ".join([first["label"] or first["method"], first["source"] or ""]).strip()
+
+
+def told_apart(names: Sequence[str], firsts: Sequence[Row]) -> list[str]:
+    """Names of their own: to equal ones is added what tells their cells apart.
+
+    Args:
+        names: of generators.
+        firsts: fields of a cell of each.
+    """
+    told = list(names)
+    for key, text in (("draw", "{}"), ("checkpoint", "{}"), ("seed", "seed {}"), ("weights", "{:.14}")):
+        alike: dict[str, list[int]] = {}
+        for i, name in enumerate(told):
+            alike.setdefault(name, []).append(i)
+        for places in alike.values():
+            values = [str(firsts[i][key]) for i in places]
+            if len(set(values)) > 1:
+                short = [value.rpartition("/")[2] for value in values]  # checkpoints without their folders
+                shown = short if len(set(short)) == len(set(values)) else values
+                for i, value in zip(places, shown, strict=True):
+                    told[i] += f", {text.format(value)}"
     return told
 
 
@@ -500,14 +515,14 @@ def expenses(frontier: Frontier, cost: str = "calls") -> list[Expense]:
             if first["temperature"] not in (None, 1.0) or finite(first["top_p"]):
                 continue
             spent = _spent(point, cost)
-            key = tuple(first[name] for name in SAME_GENERATOR if name != "steps")
+            key = tuple(first[name] for name in SAME_LINE)
             if spent is not None:
                 groups.setdefault(key, {})[spent] = point
+    firsts = [next(iter(members.values())).cell.first for members in groups.values()]
+    names = told_apart([generator(first) for first in firsts], firsts)
     found = []
-    for members in groups.values():
+    for name, members in zip(names, groups.values(), strict=True):
         costs = tuple(sorted(members))
-        first = members[costs[0]].cell.first
-        name = " ".join([first["label"] or first["method"], first["source"] or ""]).strip()
         points = tuple(members[c] for c in costs)
         found.append(Expense(name, cost, points, frontier.scorer, frontier.metric, costs))
     return found

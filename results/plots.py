@@ -2,8 +2,9 @@
 
 Each kind takes a summary (and replicates for what is read off curves) and returns drawings: a figure, the rows it
 shows, and sentences for its caption (scorer, convention, n, interval, what is missing). Perplexity and cost have log
-axes, as the field draws them; every point carries its 95 % interval; lines are labelled at their ends. Rows of
-different text, length, scorer or convention never share a panel. Call `draw` and save with `style.save_figure`.
+axes, as the field draws them; every point carries its 95 % interval; lines are labelled at their ends. Networks of
+several training seeds are one point, with small marks for the single ones (see `recipes`). Rows of different text,
+length, scorer or convention never share a panel. Call `draw` and save with `style.save_figure`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tsdfm_bench.results.columns import terms
 from tsdfm_bench.results.frontier import (
+    SAME_LINE,
     Curve,
     Frontier,
     OutOfRange,
@@ -23,13 +25,17 @@ from tsdfm_bench.results.frontier import (
     dominated_area,
     expenses,
     frontiers,
+    generator,
+    told_apart,
 )
 from tsdfm_bench.results.numbers import with_interval
+from tsdfm_bench.results.recipes import with_recipes
 from tsdfm_bench.results.replicates import Replicates
 from tsdfm_bench.results.resampling import intervals
 from tsdfm_bench.results.rows import CellRows, Row, cells_of, finite, pick
+from tsdfm_bench.results.seeds import about_seeds
 from tsdfm_bench.results.style import COLUMN_IN, FAINT, INK, Label, finish, looks, new_figure, styled
-from tsdfm_bench.results.training import TRAJECTORIES, read_trajectories
+from tsdfm_bench.results.training import TRAJECTORIES, Variants, read_trajectories
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,6 +76,7 @@ def draw(
     scorer: str | None = None,
     metric: str | None = None,
     replicates: Replicates | None = None,
+    variants: Variants | None = None,
 ) -> list[Drawing]:
     """The drawings of one kind: one per text setting and scorer.
 
@@ -79,6 +86,7 @@ def draw(
         scorer: only this one; None = each.
         metric: a perplexity convention, for example "gen_ppl/sedd"; None = the pooled one.
         replicates: for what is read off curves; None: made from the summary alone.
+        variants: which networks differ in their training seed alone; None: as the run folder of the replicates says.
 
     Raises:
         NothingToDraw: the summary lacks the rows.
@@ -89,8 +97,9 @@ def draw(
     known = sorted({name for name in summary["scorer"] if name})
     if scorer is not None and scorer not in known:
         raise NothingToDraw(f"no scores by {scorer!r} here; scorers with results: {', '.join(known) or 'none'}")
+    summary, replicates = with_recipes(summary, replicates or Replicates(summary), variants)
     with styled():
-        return KINDS[kind](summary, scorer, metric, replicates or Replicates(summary))
+        return KINDS[kind](summary, scorer, metric, replicates)
 
 
 # ------------------------------------------------------------------------------------------------------ parts
@@ -102,6 +111,32 @@ def error_bars(axes: Axes, x: Sequence[float], rows: Sequence[Row], color: str, 
         if finite(row["low"]) and finite(row["high"]):
             ends = ([at, at], [row["low"], row["high"]])
             axes.plot(*(ends if along == "y" else ends[::-1]), color=color, linewidth=0.7, alpha=0.75, zorder=1.5)
+
+
+def seed_marks(axes: Axes, at: Sequence[float], networks: Iterable[Sequence[Row]], *, along: str = "y") -> None:
+    """Small marks at the values of single training seeds, for points that stand for several networks.
+
+    Args:
+        at: where the points are on the other axis.
+        networks: rows behind each point, one per network.
+        along: the axis of the values.
+    """
+    for place, rows in zip(at, networks, strict=True):
+        if len(rows) > 1:
+            places = ([place] * len(rows), [row["value"] for row in rows])
+            x, y = places if along == "y" else places[::-1]
+            marker = "_" if along == "y" else "|"
+            axes.plot(x, y, marker=marker, markersize=4, color=FAINT, linestyle="none", zorder=1.5)
+
+
+def _networks(rows: Iterable[Row], replicates: Replicates) -> list[list[Row]]:
+    """What is behind each row: itself, or the rows of the networks whose mean it is."""
+    return [list[Row](replicates.behind(row["cell"], row["metric"], row["scorer"])) for row in rows]
+
+
+def _single(rows: Iterable[Row], replicates: Replicates) -> list[Row]:
+    """The rows of single networks behind these."""
+    return [row for networks in _networks(rows, replicates) for row in networks]
 
 
 def _log_axis(axes: Axes, which: str) -> None:
@@ -128,13 +163,15 @@ def _ppl_label(frontier_metric: str, scorer: str) -> str:
     return f"gen-PPL, {scorer}" + (f", as {convention}" if convention not in ("", "pooled") else "")
 
 
-def _caption(rows: Iterable[Row]) -> list[str]:
-    """Sentences that every caption needs: definitions, n, intervals, draws."""
-    rows = list(rows)
+def _caption(rows: Iterable[Row], replicates: Replicates) -> list[str]:
+    """Sentences that every caption needs: definitions, n, intervals, seeds, draws."""
+    networks = _networks(rows, replicates)
+    rows = [row for behind in networks for row in behind]
     notes = [f"{text}." for text in dict.fromkeys(row["definition"].rstrip(".") for row in rows if row["definition"])]
     counts = sorted({int(row["n"]) for row in rows if row["n"] is not None})
     if counts:
         notes.append(f"n = {', '.join(map(str, counts))} sequences per point; bars are 95 % intervals over sequences.")
+    notes += [f"{text} Small marks are single seeds." for text in about_seeds(networks)]
     draws = sorted({row["draw"] for row in rows if row["draw"]})
     if draws and draws != ["fp64"]:
         notes.append(f"Draws: {', '.join(draws)}.")
@@ -238,6 +275,7 @@ def _one_frontier(
         x = [point.entropy["value"] for point in curve.points]
         y = [point.perplexity["value"] for point in curve.points]
         axes.plot(x, y, **style, label=curve.name)
+        seed_points(axes, curve.points, replicates)
         error_bars(axes, x, [p.perplexity for p in curve.points], style["color"])
         error_bars(axes, y, [p.entropy for p in curve.points], style["color"], along="x")
         labels.append(Label(x[-1], y[-1], shown[curve.name], style["color"]))
@@ -258,8 +296,8 @@ def _one_frontier(
         f"{frontier.title}: gen-PPL ({frontier.scorer}) against entropy"
         + (f", {steps:,} steps" if steps is not None else ""),
         figure,
-        rows,
-        [*notes, *_caption(rows), *_undone(summary)],
+        _single(rows, replicates),
+        [*notes, *_caption(rows, replicates), *_undone(summary)],
     )
 
 
@@ -272,6 +310,15 @@ def _reading(curve: Curve, frontier: Frontier, replicates: Replicates) -> str:
         return f"{error}."
     shown = with_interval(found.value, found.low, found.high)
     return f"{curve.name}: gen-PPL {shown} at the entropy of real text ({frontier.real.entropy['value']:.3f} nats)."
+
+
+def seed_points(axes: Axes, points: Sequence[Point], replicates: Replicates) -> None:
+    """Small dots at entropy and perplexity of single training seeds, for points that stand for several networks."""
+    for point in points:
+        x, y = (_networks([row], replicates)[0] for row in (point.entropy, point.perplexity))
+        if len(y) > 1:
+            places = ([row["value"] for row in rows] for rows in (x, y))
+            axes.plot(*places, marker=".", markersize=3, color=FAINT, linestyle="none", zorder=1.5)
 
 
 def _area(curve: Curve, worst: tuple[float, float], replicates: Replicates) -> str:
@@ -315,7 +362,7 @@ def _steps(summary: pd.DataFrame, scorer: str | None, metric: str | None, replic
     for frontier in frontiers(summary, scorer, metric):
         lines = by_steps(frontier)
         if any(len(points) > 1 for points in lines.values()):
-            found.append(_one_steps(summary, frontier, lines))
+            found.append(_one_steps(summary, frontier, lines, replicates))
     if not found:
         raise NothingToDraw(
             "this figure needs several step counts: run with --steps 4,8,16,64 --metrics gen-ppl,entropy"
@@ -325,19 +372,23 @@ def _steps(summary: pd.DataFrame, scorer: str | None, metric: str | None, replic
 
 def by_steps(frontier: Frontier) -> dict[str, list[Point]]:
     """Points at temperature 1 without nucleus, by generator, in order of steps."""
-    lines: dict[str, list[Point]] = {}
+    lines: dict[tuple[Any, ...], list[Point]] = {}
     seen = set()
     for curve in frontier.curves:
         for point in curve.points:
             first = point.cell.first
             if first["temperature"] in (None, 1.0) and not finite(first["top_p"]) and point.cell.id not in seen:
                 seen.add(point.cell.id)
-                name = " ".join([first["label"] or first["method"], first["source"] or ""]).strip()
-                lines.setdefault(name, []).append(point)
-    return {name: sorted(points, key=lambda p: p.cell.first["steps"] or 0) for name, points in lines.items()}
+                lines.setdefault(tuple(first[name] for name in SAME_LINE), []).append(point)
+    firsts = [points[0].cell.first for points in lines.values()]
+    names = told_apart([generator(first) for first in firsts], firsts)
+    ordered = (sorted(points, key=lambda p: p.cell.first["steps"] or 0) for points in lines.values())
+    return dict(zip(names, ordered, strict=True))
 
 
-def _one_steps(summary: pd.DataFrame, frontier: Frontier, lines: Mapping[str, Sequence[Point]]) -> Drawing:
+def _one_steps(
+    summary: pd.DataFrame, frontier: Frontier, lines: Mapping[str, Sequence[Point]], replicates: Replicates
+) -> Drawing:
     figure, (top, bottom) = new_figure(
         COLUMN_IN, _height(1.8 * len(lines), 3.4), rows=2, sharex=True, height_ratios=[3, 2]
     )
@@ -352,6 +403,7 @@ def _one_steps(summary: pd.DataFrame, frontier: Frontier, lines: Mapping[str, Se
         x = [int(p.cell.first["steps"]) for p in points]
         for axes, rows in ((top, [p.perplexity for p in points]), (bottom, [p.entropy for p in points])):
             axes.plot(x, [row["value"] for row in rows], **style)
+            seed_marks(axes, x, _networks(rows, replicates))
             error_bars(axes, x, rows, style["color"])
         labels.append(Label(x[-1], points[-1].perplexity["value"], name, style["color"]))
     _levels(top, bottom, frontier, lines, look, labels)
@@ -371,8 +423,8 @@ def _one_steps(summary: pd.DataFrame, frontier: Frontier, lines: Mapping[str, Se
         f"steps-{frontier.scorer}",
         f"{frontier.title}: gen-PPL ({frontier.scorer}) and entropy against steps",
         figure,
-        rows,
-        [*_caption(rows), *_undone(summary)],
+        _single(rows, replicates),
+        [*_caption(rows, replicates), *_undone(summary)],
     )
 
 
@@ -430,6 +482,7 @@ def _cost(summary: pd.DataFrame, scorer: str | None, metric: str | None, replica
             for line in lines:
                 style = look[line.name]
                 axes.plot(line.costs, [p.perplexity["value"] for p in line.points], **style)
+                seed_marks(axes, line.costs, _networks((p.perplexity for p in line.points), replicates))
                 error_bars(axes, line.costs, [p.perplexity for p in line.points], style["color"])
                 labels.append(Label(line.costs[-1], line.points[-1].perplexity["value"], line.name, style["color"]))
                 rows += [row for p in line.points for row in (p.perplexity, p.entropy)]
@@ -451,8 +504,8 @@ def _cost(summary: pd.DataFrame, scorer: str | None, metric: str | None, replica
                 f"cost-{frontier.scorer}",
                 f"{frontier.title}: gen-PPL ({frontier.scorer}) against calls and seconds",
                 figure,
-                unique,
-                [*notes, *_caption(unique), *_undone(summary)],
+                _single(unique, replicates),
+                [*notes, *_caption(unique, replicates), *_undone(summary)],
             )
         )
     if not found:
@@ -485,6 +538,7 @@ def _mauve(summary: pd.DataFrame, scorer: str | None, metric: str | None, replic
             reference = cell.first["kind"] == "reference"
             color = FAINT if reference else style["color"]
             axes.plot(row["value"], y, marker="x" if reference else style["marker"], color=color, linestyle="none")
+            seed_marks(axes, [y], _networks([row], replicates), along="x")
             error_bars(axes, [y], [row], color, along="x")
         axes.set_yticks(range(len(bars)), [_settings(cell) for cell, _ in bars])
         axes.grid(visible=False, axis="y")
@@ -508,12 +562,13 @@ def _mauve(summary: pd.DataFrame, scorer: str | None, metric: str | None, replic
         _mark_partial(axes, summary)
         finish(figure, {})
         title = f"{task}, {length} tokens" + (f", prefix {prefix}" if prefix else "")
-        notes = [text for text in _caption(rows) if not text.startswith("n = ")]
-        counts = sorted({int(row["n"]) for row in rows if row["n"] is not None})
+        notes = [text for text in _caption(rows, replicates) if not text.startswith("n = ")]
+        single = _single(rows, replicates)
+        counts = sorted({int(row["n"]) for row in single if row["n"] is not None})
         notes.append(
             f"n = {', '.join(map(str, counts))} sequences on each side; bars: lowest and highest k-means seed."
         )
-        found.append(Drawing(f"mauve-{judge}", f"{title}: MAUVE", figure, rows, [*notes, *_undone(summary)]))
+        found.append(Drawing(f"mauve-{judge}", f"{title}: MAUVE", figure, single, [*notes, *_undone(summary)]))
     if not found:
         raise NothingToDraw("no MAUVE here: run with --metrics mauve, a scorer with features and --samples 128 or more")
     return _numbered(found)

@@ -19,7 +19,9 @@ from tsdfm_bench.results.table_model import Table, TableColumn, TableRow, Value
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_SECTIONS = {"method": "generators", "reference": "references", "not done": "not done"}
+_SECTIONS = {
+    "seeds": "over training seeds", "method": "generators", "reference": "references", "not done": "not done",
+}  # fmt: skip
 
 
 def clean(text: str) -> str:
@@ -87,7 +89,7 @@ def to_rich(table: Table, width: int | None = None) -> RenderableType:
             overflow="fold",
             min_width=_narrowest(table, column),
         )
-    styles = {"method": "", "reference": "italic", "not done": "dim"}
+    styles = {"seeds": "", "method": "", "reference": "italic", "not done": "dim"}
     for section, rows in _sections(table):
         for i, row in enumerate(rows):
             cells = [Text(clean(row.text(c.key)), style="bold" if row.best(c.key) else "") for c in columns]
@@ -115,12 +117,12 @@ def escape_markdown(text: str) -> str:
 
 
 def to_markdown(table: Table) -> str:
-    """A GitHub table with its footnotes; references and rows not done follow after a line that names them."""
+    """A GitHub table with its footnotes; a line names each section, but for generators at the top."""
     lines = [f"**{escape_markdown(table.title)}**", ""]
     lines.append("| " + " | ".join(escape_markdown(column.heading) for column in table.columns) + " |")
     lines.append("|" + "|".join("---:" if column.align == "right" else ":---" for column in table.columns) + "|")
-    for section, rows in _sections(table):
-        if section != "method":
+    for i, (section, rows) in enumerate(_sections(table)):
+        if section != "method" or i:
             lines.append("| *" + _SECTIONS[section] + "* |" + " |" * (len(table.columns) - 1))
         for row in rows:
             texts = [(escape_markdown(row.text(column.key)), row.best(column.key)) for column in table.columns]

@@ -47,7 +47,7 @@ class Replicates:
         self.root = Path(root) if root is not None else None
         self.resamples, self.seed = resamples, seed
         self._rows: dict[tuple[str, str, str], dict[str, Any]] = {}
-        clean = summary.astype(object).where(summary.notna(), None)
+        clean = summary.astype(object).where(summary.notna(), None) if len(summary) else summary
         for row in clean.to_dict("records"):
             self._rows[row["cell"], row["metric"], row["scorer"]] = {str(k): v for k, v in row.items()}
         self._columns: dict[str, CellColumns] = {}
@@ -85,6 +85,10 @@ class Replicates:
             return None
         found = found.head(int(row["n"])) if row["n"] is not None else found
         return found if math.isclose(float(found.value()), row["value"], rel_tol=1e-6, abs_tol=1e-12) else None
+
+    def behind(self, cell: str, metric: str, scorer: str = "") -> list[dict[str, Any]]:
+        """The rows behind a value: its own, or one per network where it stands for several (`results.recipes`)."""
+        return [self.row(cell, metric, scorer)]
 
     def clusters(self, cell: str) -> np.ndarray | None:
         """Prompt numbers of a cell's sequences, or None if they are independent."""

@@ -10,7 +10,8 @@ Its replicates are
 with equal g for all quantities and temperatures of the same networks, so that what moves together stays together. The
 factor k makes up for how little few seeds say of their spread: the quantile of Student's t over the normal one, with
 Satterthwaite's degrees of freedom, the share of the formula's variance that each set of seeds explains being read off
-its replicates. One quantity alone gets the t interval over its S values.
+its replicates. One quantity alone, and the change of one between two sets of networks, need no replicates: they get the
+t interval over seeds itself, `t_interval` and `t_change`. `results.recipes` makes one cell of such networks.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from tsdfm_bench.results.evidence import EvidenceCell
-from tsdfm_bench.results.stats import CONFIDENCE
+from tsdfm_bench.results.stats import CONFIDENCE, Interval
 
+OVER = "training seeds"
 _SUFFIX = re.compile(r"^(.*)-s(\d+)$")  # how `train` names the checkpoints of further seeds
 _NOT_SETTINGS = ("name", "training_seed", "default")
 _PLACE = ("method", "source", "steps", "temperature", "top_p", "top_p_rule", "draw", "seed")
@@ -49,13 +51,17 @@ def seed_of(cell: EvidenceCell) -> int:
     return int(match[2]) if match else 0
 
 
+def place_of(cell: EvidenceCell) -> tuple[Any, ...]:
+    """What a cell shares with those that differ from it in the training seed alone: text, settings and recipe."""
+    options = tuple(sorted((k, v) for k, v in cell.options.items() if k != "checkpoint"))
+    return (cell.group, *(cell.first[name] for name in _PLACE), options, recipe_of(cell))
+
+
 def by_recipe(cells: Iterable[EvidenceCell]) -> list[list[EvidenceCell]]:
     """Cells that differ in the training seed alone, together, in order of seeds; others by themselves."""
     groups: dict[tuple[Any, ...], dict[Any, EvidenceCell]] = {}
     for cell in cells:
-        options = tuple(sorted((k, v) for k, v in cell.options.items() if k != "checkpoint"))
-        key = (cell.group, *(cell.first[name] for name in _PLACE), options, recipe_of(cell))
-        members = groups.setdefault(key, {})
+        members = groups.setdefault(place_of(cell), {})
         seed = seed_of(cell)
         same = seed in members and members[seed].first["weights"] == cell.first["weights"]
         members[seed if seed not in members or same else (seed, cell.id)] = cell
@@ -68,6 +74,113 @@ def by_recipe(cells: Iterable[EvidenceCell]) -> list[list[EvidenceCell]]:
     return found
 
 
+def defaults(cells: Iterable[EvidenceCell]) -> list[EvidenceCell]:
+    """The networks that stand for their method: unknown ones, default variants, and these with other seeds."""
+    cells = list(cells)
+
+    def key(cell: EvidenceCell) -> tuple[Any, ...]:
+        return cell.first["task"], cell.first["method"], recipe_of(cell)
+
+    wanted = {key(cell) for cell in cells if cell.variant and cell.variant["default"]}
+    return [cell for cell in cells if not cell.variant or key(cell) in wanted]
+
+
+def same_seeds(a: Sequence[EvidenceCell], b: Sequence[EvidenceCell]) -> list[tuple[EvidenceCell, EvidenceCell]]:
+    """Networks of two sets, two by two: of the same weights, else of the same training seed.
+
+    Empty if some network of the smaller set has no partner: then the sets are taken as independent.
+    """
+    keys: tuple[Callable[[EvidenceCell], Any], ...] = (lambda cell: cell.first["weights"], seed_of)
+    for key in keys:
+        ours, theirs = ({key(cell): cell for cell in cells} for cells in (a, b))
+        common = [seed for seed in ours if seed in theirs]
+        if len(ours) == len(a) and len(theirs) == len(b) and len(common) == min(len(a), len(b)):
+            return [(ours[seed], theirs[seed]) for seed in common]
+    return []
+
+
+# ---------------------------------------------------------------------------------------------------- one quantity
+
+
+def t_interval(values: Sequence[float], *, n: int = 0, confidence: float = CONFIDENCE) -> Interval:
+    """Mean over seeds with its t interval, both of logarithms where all values are positive.
+
+    Args:
+        values: one per network, finite, at least two.
+        n: sequences behind all of them.
+        confidence: coverage asked for.
+    """
+    scaled, log = _scaled(values)
+    count = len(scaled)
+    common: dict[str, Any] = {"confidence": confidence, "resamples": 0, "over": OVER, "units": count}
+    if np.ptp(scaled) == 0:
+        value = float(values[0])
+        return Interval(value, value, value, n, "constant", "equal for all seeds", 0.0, **common)
+    mean, error = float(scaled.mean()), float(scaled.std(ddof=1)) / math.sqrt(count)
+    half = _quantile(count - 1, confidence) * error
+    value, low, high = (_back(end, log) for end in (mean, mean - half, mean + half))
+    return Interval(value, low, high, n, "t", "", value * error if log else error, **common)
+
+
+def t_change(
+    a: Sequence[float], b: Sequence[float], *, paired: bool, n: int = 0, confidence: float = CONFIDENCE
+) -> tuple[Interval, Interval | None, float]:
+    """What changes from the mean over one set of seeds to that over another.
+
+    Args:
+        a, b: one value per network, finite; at least two of each.
+        paired: value s of both belongs to one seed: t of their differences, else Welch's t of two independent sets.
+        n: sequences behind the smaller set.
+        confidence: coverage asked for.
+
+    Returns:
+        the difference b - a of the means; by how many percent it is of the mean of a (None unless all values are
+        positive; then the test is of logarithms, and the difference is this times the mean of a); the p-value of "no
+        change", NaN where the seeds have no spread.
+    """
+    from scipy import stats
+
+    both, log = _scaled([*a, *b])
+    one, two = both[: len(a)], both[len(a) :]
+    gap = float(two.mean() - one.mean())
+    spread = np.ptp(two - one) if paired else max(np.ptp(one), np.ptp(two))
+    units = min(len(a), len(b))
+    common: dict[str, Any] = {"confidence": confidence, "resamples": 0, "over": OVER, "units": units}
+    if spread <= 1e-12 * max(1.0, abs(gap)):
+        low, high, p, error = gap, gap, math.nan, 0.0
+        method, reason = "constant", "equal for all seeds"
+    else:
+        test = stats.ttest_rel(two, one) if paired else stats.ttest_ind(two, one, equal_var=False)
+        low, high = map(float, test.confidence_interval(confidence))
+        p, error = float(test.pvalue), abs(gap / float(test.statistic)) if gap else math.nan
+        method, reason = "t", "paired by seed" if paired else f"{len(a)} and {len(b)} independent networks, Welch"
+    if not log:
+        return Interval(gap, low, high, n, method, reason, error, **common), None, p
+    ends = [_back(end, log) - 1.0 for end in (gap, low, high)]
+    first, ratio = _back(float(one.mean()), log), _back(gap, log)
+
+    def times(unit: float) -> Interval:
+        value, low, high = (unit * end for end in ends)
+        return Interval(value, low, high, n, method, reason, unit * ratio * error, **common)
+
+    return times(first), times(100.0), p
+
+
+def _scaled(values: Sequence[float]) -> tuple[np.ndarray, bool]:
+    """Logarithms, and True, if all values are positive; else the values, and False."""
+    numbers = np.asarray(values, dtype=np.float64)
+    log = bool((numbers > 0).all())
+    return np.log(numbers) if log else numbers, log
+
+
+def _back(value: float, log: bool) -> float:
+    with np.errstate(over="ignore"):  # two seeds that are worlds apart: no upper end
+        return float(np.exp(value)) if log else value
+
+
+# ------------------------------------------------------------------------------------------------------- replicates
+
+
 def over_seeds(values: Sequence[float], networks: Sequence[str], resamples: int, factor: float = 1.0) -> np.ndarray:
     """Mean over seeds and its replicates, (1 + resamples,); see the module's text.
 
@@ -77,10 +190,8 @@ def over_seeds(values: Sequence[float], networks: Sequence[str], resamples: int,
         resamples: replicates wanted.
         factor: k, see `widening`.
     """
-    numbers = np.asarray(values, dtype=np.float64)
-    log = bool((numbers > 0).all())
-    scaled = np.log(numbers) if log else numbers
-    mean, count = scaled.mean(), len(numbers)
+    scaled, log = _scaled(values)
+    mean, count = scaled.mean(), len(scaled)
     drawn = mean + _normal(tuple(networks), resamples) @ (scaled - mean) * (factor / math.sqrt(count * (count - 1)))
     both = np.concatenate([[mean], drawn])
     with np.errstate(over="ignore"):
@@ -108,10 +219,22 @@ def widening(replicates: np.ndarray, sets: Iterable[Sequence[str]], confidence: 
         fitted = normal @ np.linalg.lstsq(normal, values, rcond=None)[0]
         share = float(np.mean(fitted**2))  # of the variance, 1
         inverse += share**2 / (len(networks) - 1)
-    if inverse == 0:
-        return 1.0
-    tail = 0.5 + confidence / 2
-    return float(stats.t.ppf(tail, 1 / inverse) / stats.norm.ppf(tail))
+    return t_over_normal(1 / inverse, confidence) if inverse else 1.0
+
+
+def t_over_normal(freedom: float, confidence: float = CONFIDENCE) -> float:
+    """The factor k for given degrees of freedom: S - 1 for a formula of one set of S seeds."""
+    from scipy import stats
+
+    return _quantile(freedom, confidence) / float(stats.norm.ppf(0.5 + confidence / 2))
+
+
+@lru_cache(maxsize=64)
+def _quantile(freedom: float, confidence: float) -> float:
+    """Half of a two-sided t interval, in standard errors."""
+    from scipy import stats
+
+    return float(stats.t.ppf(0.5 + confidence / 2, freedom))
 
 
 @lru_cache(maxsize=64)
@@ -119,6 +242,22 @@ def _normal(networks: tuple[str, ...], resamples: int) -> np.ndarray:
     """(resamples, seeds): the g_s of the module's text."""
     digest = hashlib.sha256("\x1f".join(networks).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "big")).standard_normal((resamples, len(networks)))
+
+
+def about_seeds(points: Iterable[Sequence[Any]]) -> list[str]:
+    """What a caption says of values over several training seeds: a sentence, or nothing if there are none.
+
+    Args:
+        points: what is behind each value shown, one member per network.
+    """
+    counts = sorted({len(networks) for networks in points if len(networks) > 1})
+    if not counts:
+        return []
+    many = " or ".join(map(str, counts))
+    return [
+        f"Where a recipe has {many} {OVER}: the mean over seeds (of logarithms, if all are positive) and its 95 % t "
+        "interval over seeds."
+    ]
 
 
 def fewest(groups: Iterable[Sequence[EvidenceCell]]) -> int:

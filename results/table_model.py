@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Section = Literal["method", "reference", "not done"]
+Section = Literal["seeds", "method", "reference", "not done"]
 
 
 class LonePerplexity(ValueError):

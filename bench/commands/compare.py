@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def compare_command(first: Path, second: Path, metrics: str | None, as_json: bool) -> int:
-    """Print what got better and worse from the first run to the second.
+    """Print what got better and worse from the first run to the second, by network and over training seeds.
 
     Args:
         first, second: run folders or summary files; "reference" = the recorded results.

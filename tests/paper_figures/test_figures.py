@@ -11,13 +11,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from typer.testing import CliRunner
 
 from tsdfm_bench.cli import app
 from tsdfm_bench.config import SweepConfig, make_config
+from tsdfm_bench.paper_figures.base import scenes
 from tsdfm_bench.paper_figures.convergence import fitted_order
+from tsdfm_bench.paper_figures.curves import Frontier, Speed
+from tsdfm_bench.paper_figures.figure1 import Figure1, against_teacher
 from tsdfm_bench.paper_figures.published import Published, published
+from tsdfm_bench.paper_figures.table1 import Table1
 from tsdfm_bench.results import schema
+from tsdfm_bench.results.claim_file import parse_claims
+from tsdfm_bench.results.claims import verify
+from tsdfm_bench.results.evidence import load_evidence
 from tsdfm_bench.results.store import write_json, write_table
 from tsdfm_bench.results.style import figure_metadata
 from tsdfm_bench.results.training import TRAJECTORY_COLUMNS
@@ -268,3 +276,83 @@ def test_orders_are_slopes_above_the_floor() -> None:
     assert fitted_order(steps, [1.0 / s**2 for s in steps], 0.0) == pytest.approx(2.0)
     assert fitted_order([1, 2], [1.0, 0.5], 0.0) is None
     assert np.isfinite(fitted_order(steps, [1.0 / s for s in steps], 0.01) or np.nan)
+
+
+# ---------------------------------------------------------------------------------------------------- training seeds
+
+STUDENTS = (40.0, 50.0, 62.5)
+
+
+def seeded(folder: Path, seeds: int, labelled: bool = False) -> Path:
+    """Students of several training seeds at 8 and 64 steps, and one teacher; each network known to three hundredths."""
+    rows = rows_of("dfm", 80.0, 3.9, steps=1024)
+    rows += rows_of("real", 20.0, 3.9, kind="reference", steps=None, source="", temperature=None, draw="")
+    variants = []
+    for seed, ppl in enumerate(STUDENTS[:seeds]):
+        stem = "tsdfm-uniform" + (f"-s{seed}" if seed else "")
+        about = {"weights": f"sha256:{seed}1234567", "checkpoint": stem}
+        about |= {"label": f"tsdfm[checkpoint={stem}]"} if labelled else {}
+        for steps, temperature in ((8, 1.0), (64, 1.0), (8, 0.7)):
+            rows += rows_of(
+                "tsdfm", ppl * temperature, 3.7 - steps / 640, steps=steps, temperature=temperature, **about
+            )
+        known = {"name": stem, "method": "tsdfm", "training_seed": seed, "settings": {"K": 4}, "default": seed == 0}
+        variants.append({**known, "weights": about["weights"]})
+    schema.write_summary(folder, schema.from_rows(rows))
+    write_json(folder / "variants.json", {"format": 1, "variants": variants})
+    return folder
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_several_training_seeds_are_one_row_of_table_1(tmp_path: Path, labelled: bool) -> None:
+    (table,) = Table1().make(load_evidence(seeded(tmp_path, 3, labelled)))
+    assert table.table is not None
+    row = next(row.cells for row in table.table.rows if row.text("method") == "tsdfm")
+    logs = np.log(STUDENTS)
+    ends = np.exp(stats.t.interval(0.95, 2, logs.mean(), stats.sem(logs)))
+    assert row["ppl a"].value == pytest.approx(50.0)
+    assert (row["ppl a"].low, row["ppl a"].high) == pytest.approx(tuple(ends))
+    assert (row["seeds"].text, [c.title for c in table.table.columns][3]) == ("3", "seeds")
+    assert any(note.startswith("Where a recipe has 3 training seeds") for note in table.notes)
+    assert len([shown for shown in table.rows if shown["method"] == "tsdfm" and shown["steps"] == 8]) == 2 * 3
+
+
+def test_several_training_seeds_are_one_point_of_figure_1_and_the_headline_is_over_seeds(tmp_path: Path) -> None:
+    evidence = load_evidence(seeded(tmp_path, 3))
+    (made,) = Figure1().make(evidence)
+    assert made.figure is not None
+    top = made.figure.axes[0]
+    (line,) = (line for line in top.lines if list(line.get_xdata()) == [8, 64])
+    assert line.get_ydata() == pytest.approx([50.0, 50.0])
+    marks = [line for line in top.lines if list(line.get_xdata()) == [8] * 3]
+    assert [list(mark.get_ydata()) for mark in marks] == [list(STUDENTS)]
+    assert any("Small marks are single seeds" in note for note in made.notes)
+    found = against_teacher(scenes(evidence)[0], "a", "uniform")
+    claims = parse_claims(
+        'format = 1\n[rows.s]\nmethod = "tsdfm"\nsteps = 8\n[rows.t]\nmethod = "dfm"\nsteps = 1024\n'
+        '[[claims]]\nid = "x"\ntitle = "x"\nvalue = "100 * (1 - ppl(s) / ppl(t))"\nholds = "> 0"\n'
+    )
+    (instance,) = verify(evidence, claims)[0].instances
+    assert found is not None
+    assert (found.value, found.low, found.high) == pytest.approx((instance.value, instance.low, instance.high))
+    assert found.low < 0 < found.high  # one seed alone: 50 % below, [48, 52]
+
+
+@pytest.mark.parametrize("figure", [Frontier, Speed])
+def test_curves_hold_all_seeds_of_the_default_recipe(tmp_path: Path, figure: type[Frontier] | type[Speed]) -> None:
+    for seeds in (1, 3):
+        (folder := tmp_path / str(seeds)).mkdir()
+        made = figure().make(load_evidence(seeded(folder, seeds)))[0]
+        shown = {row["weights"] for row in made.rows if row["method"] == "tsdfm"}
+        assert len(shown) == seeds
+        assert any("3 training seeds" in note for note in made.notes) is (seeds == 3)
+
+
+def test_one_training_seed_changes_nothing(tmp_path: Path) -> None:
+    evidence = load_evidence(seeded(tmp_path, 1))
+    (table,), (figure,) = Table1().make(evidence), Figure1().make(evidence)
+    assert table.table is not None
+    assert not any(column.key == "seeds" for column in table.table.columns)
+    assert not any("seeds" in note for note in (*table.notes, *figure.notes))
+    row = next(row.cells for row in table.table.rows if row.text("method") == "tsdfm")
+    assert (row["ppl a"].value, row["ppl a"].low, row["ppl a"].high) == (40.0, 40.0 * 0.97, 40.0 * 1.03)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from typer.testing import CliRunner
 
 from tsdfm_bench.cli import app
 from tsdfm_bench.results import schema
 from tsdfm_bench.results.columns import columns_path, terms, write_columns
 from tsdfm_bench.results.compare import Change, compare_runs, comparison_json, comparison_table
+from tsdfm_bench.results.evidence import run_cells
+from tsdfm_bench.results.matching import matched, matched_recipes
+from tsdfm_bench.results.render import to_csv, to_markdown
+from tsdfm_bench.results.replicates import Replicates
+from tsdfm_bench.results.training import Variant, Variants
 
 Make = Callable[..., list[dict[str, Any]]]
 
@@ -118,3 +124,101 @@ def test_values_that_are_missing_or_not_finite_are_not_compared(cell: Make) -> N
     assert change.verdict == "not compared"
     assert "no value in the second run" in change.reason
     json.dumps(comparison_json(found), allow_nan=False)
+
+
+# ------------------------------------------------------------------------------------------------- over training seeds
+
+SEEDS = (40.0, 50.0, 62.5)
+
+
+def networks(cell: Make, values: Sequence[float], run: str = "", **settings: Any) -> list[dict[str, Any]]:
+    """One recipe with a training seed per value, each known to a hundredth."""
+    made: list[dict[str, Any]] = []
+    for seed, ppl in enumerate(values):
+        name = "runs/x" + (f"-s{seed}" if seed else "")
+        about = {"label": f"dfm[checkpoint={name}]", "cell": f"{run}{seed}", "weights": f"sha256:{run}{seed}"}
+        made += cell("dfm", {"s": ppl}, 3.8, steps=8, width=0.005, **{**about, **settings})
+    return made
+
+
+def over_seeds(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> Change:
+    """The row over seeds of perplexity."""
+    found = compare_runs(schema.from_rows(a), schema.from_rows(b)).changes
+    (change,) = (change for change in found if change.seeds is not None and change.metric == "gen_ppl/pooled")
+    return change
+
+
+def test_seeds_that_scatter_do_not_separate_recipes_whose_networks_are_apart(cell: Make) -> None:
+    a, b = networks(cell, SEEDS, "a"), networks(cell, (46.0, 42.0, 60.0), "b")
+    single = [c for c in changes(a, b).values() if c.seeds is None and c.metric == "gen_ppl/pooled"]
+    assert {change.verdict for change in single} <= {"better", "worse", "lower", "higher"}
+    change = over_seeds(a, b)
+    assert (change.seeds, change.paired, change.verdict) == ((3, 3), True, "not separable")
+    assert change.needed is None  # sequences would not tell
+    ratio = np.log([46.0, 42.0, 60.0]) - np.log(SEEDS)
+    low, high = stats.t.interval(0.95, 2, ratio.mean(), stats.sem(ratio))
+    assert change.percent is not None
+    assert (change.percent.low, change.percent.high) == pytest.approx((100 * np.expm1(low), 100 * np.expm1(high)))
+    assert (change.a["value"], change.b["value"]) == pytest.approx((50.0, (46 * 42 * 60) ** (1 / 3)))
+
+
+def test_a_change_that_every_seed_makes_is_found_by_pairing_them(cell: Make) -> None:
+    after = tuple(value * factor for value, factor in zip(SEEDS, (0.899, 0.9, 0.901), strict=True))
+    assert over_seeds(networks(cell, SEEDS, "a"), networks(cell, after, "b")).verdict in ("better", "lower")
+    other = [row | {"label": row["label"].replace("-s2", "-s7")} for row in networks(cell, after, "b")]
+    apart = over_seeds(networks(cell, SEEDS, "a"), other)  # seeds 0, 1 and 7: two independent sets
+    assert (apart.paired, apart.verdict) == (False, "not separable")
+
+
+def test_rows_over_seeds_are_a_family_of_their_own(cell: Make) -> None:
+    a, b = networks(cell, SEEDS, "a"), networks(cell, (46.0, 42.0, 60.0), "b")
+    with_seeds = compare_runs(schema.from_rows(a), schema.from_rows(b)).changes
+    unnamed = [[row | {"label": f"dfm[x={row['cell'][-1]}]"} for row in rows] for rows in (a, b)]
+    without = compare_runs(*map(schema.from_rows, unnamed)).changes
+    assert not any(change.seeds for change in without)
+    family = [change for change in with_seeds if change.seeds is None]
+    assert [c.adjusted for c in family] == pytest.approx([c.adjusted for c in without], nan_ok=True)
+
+
+def test_the_same_networks_in_both_runs_are_identical_over_seeds_too(cell: Make) -> None:
+    change = over_seeds(networks(cell, SEEDS), networks(cell, SEEDS[:2]))
+    assert (change.seeds, change.paired, change.verdict) == ((2, 2), True, "identical")
+
+
+def test_retrained_networks_are_compared_as_recipes_and_not_called_missing(cell: Make) -> None:
+    a, b = (networks(cell, SEEDS, run, label="dfm") for run in "ab")
+    variants = Variants(
+        variants=[
+            Variant(name="dfm", weights=f"sha256:{run}{seed:0>7}", method="dfm", training_seed=seed)
+            for run in "ab" for seed in range(3)
+        ]
+    )  # fmt: skip
+    for row in (*a, *b):
+        row["weights"] = f"sha256:{row['weights'][7]}{row['weights'][8:]:0>7}"
+    first, second = (run_cells(schema.from_rows(rows), Replicates(schema.from_rows(rows)), variants) for rows in (a, b))
+    pairs, notes = matched_recipes(first, second)
+    ((one, two, paired),) = pairs
+    assert (len(one.networks), len(two.networks), paired, notes) == (3, 3, True, [])
+    covered = {cell.id for recipe in (one, two) for cell in recipe.networks}
+    assert matched(first, second, covered) == ([], [], [], [])
+    assert matched(first, second) == ([], ["dfm, 8 steps (3 cells)"], ["dfm, 8 steps (3 cells)"], [])
+    assert "one network only: dfm, 8 steps (3 and 1)" in matched_recipes(first, second[:1])[1][0]
+
+
+def test_every_form_of_a_comparison_marks_rows_over_seeds(cell: Make) -> None:
+    a, b = networks(cell, SEEDS, "a"), networks(cell, (46.0, 42.0, 60.0), "b")
+    found = compare_runs(schema.from_rows(a), schema.from_rows(b))
+    said = comparison_json(found)
+    json.dumps(said, allow_nan=False)
+    rows = [change for change in said["changes"] if change["training_seeds"]]
+    assert rows[0]["cells"] == ["a0+a1+a2", "b0+b1+b2"]
+    assert rows[0]["training_seeds"] == [3, 3]
+    assert "t over 3 training seeds" in rows[0]["difference"]["how"]
+    assert sum(said["verdicts_over_seeds"].values()) == len(rows)
+    table = comparison_table(found)
+    assert table.rows[0].section == "seeds"
+    assert table.rows[0].text("cell") == "dfm[checkpoint=runs/x], 8 steps, 3 seeds"
+    assert to_csv(table).splitlines()[1].startswith('seeds,"dfm[checkpoint=runs/x], 8 steps, 3 seeds"')
+    assert "\n| *over training seeds* |" in to_markdown(table)
+    assert "\n| *generators* |" in to_markdown(table)
+    assert any(note.startswith("Over training seeds: ") for note in table.footnotes)

@@ -177,6 +177,65 @@ def test_texts_and_lengths_never_share_a_panel(swept: list[dict[str, Any]]) -> N
         assert len({row["length"] for row in drawing.rows}) == 1
 
 
+# -------------------------------------------------------------------------------------------------- training seeds
+
+LEVELS = (36.0, 40.0, 47.0)
+
+
+def seeded(cell: Make, label: str = "mdlm[checkpoint=runs/x{}]") -> list[dict[str, Any]]:
+    """Three networks of one recipe over temperatures and steps, each known to a hundredth, and real text."""
+    rows: list[dict[str, Any]] = []
+    for seed, level in enumerate(LEVELS):
+        suffix = f"-s{seed}" if seed else ""
+        about = {"label": label.format(suffix), "weights": f"sha256:{seed}", "checkpoint": f"runs/x{suffix}"}
+        for steps in (8, 64):
+            for k, t in enumerate((0.7, 1.0)):
+                settings: dict[str, Any] = {"steps": steps, "temperature": t, "calls": steps, "source": "mask"}
+                ppl, entropy = (level + 9 * k - steps / 8), 3.6 + k / 5 + seed / 50
+                rows += cell("mdlm", {"s": ppl}, entropy, width=0.005, cell=f"{seed}{steps}{t}", **settings, **about)
+    return rows + cell("real", {"s": 25.0}, 3.75, kind="reference", weights="none")
+
+
+@pytest.mark.parametrize("kind", ["frontier", "steps", "cost", "mauve"])
+def test_networks_of_several_seeds_are_one_point_with_their_interval_and_small_marks(kind: str, cell: Make) -> None:
+    summary = schema.from_rows(seeded(cell))
+    (drawing,) = draw(kind, summary)
+    assert any("Where a recipe has 3 training seeds" in note and "Small marks" in note for note in drawing.notes)
+    assert all("+" not in row["cell"] for row in drawing.rows)  # every network is named, not their mean
+    drawn = {row["cell"] for row in drawing.rows if row["kind"] == "method"}
+    assert {name[0] for name in drawn} == {"0", "1", "2"}
+    marks = [line for axes in drawing.figure.axes for line in axes.lines if line.get_color() == style.FAINT]
+    assert any(len(line.get_xdata()) == 3 and line.get_linestyle() == "None" for line in marks)
+    one = schema.from_rows([row for row in seeded(cell) if row["cell"][0] not in "12"])
+    assert not any("seeds:" in note for note in draw(kind, one)[0].notes)
+
+
+def test_bars_and_readings_over_seeds_are_as_wide_as_the_seeds_say(cell: Make) -> None:
+    from scipy import stats
+
+    summary = schema.from_rows(seeded(cell))
+    (drawing,) = draw("steps", summary)
+    top = drawing.figure.axes[0]
+    logs = np.log(np.array(LEVELS) + 9 - 1)  # temperature 1, 8 steps
+    ends = np.exp(stats.t.interval(0.95, 2, logs.mean(), stats.sem(logs)))
+    bars = [line.get_ydata() for line in top.lines if list(line.get_xdata()) == [8, 8]]
+    assert any(np.allclose(bar, ends) for bar in bars)
+    (frontier,) = draw("frontier", summary)
+    (reading,) = (note for note in frontier.notes if note.startswith("mdlm[checkpoint=runs/x] mask, 8 steps: gen-PPL"))
+    value, half = map(float, re.findall(r"gen-PPL ([\d.]+)±([\d.]+)", reading)[0])
+    assert 36 < value < 47
+    assert half > 8  # t over three seeds; over sequences alone it would be 0.2
+
+
+def test_lines_of_different_networks_are_lines_of_their_own(cell: Make) -> None:
+    """One label for two recipes: neither joined up nor named alike."""
+    rows = [row | {"label": row["label"].partition("[")[0]} for row in seeded(cell)]
+    (drawing,) = draw("steps", schema.from_rows([row for row in rows if row["cell"][0] != "2"]))
+    words = all_text(drawing.figure)
+    assert "mdlm mask, x\n" in words
+    assert "mdlm mask, x-s1" in words
+
+
 # ------------------------------------------------------------------------------------------------------- style
 
 

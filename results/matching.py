@@ -1,0 +1,103 @@
+"""Which cells of two runs belong together.
+
+One id, or else the same settings (label, source, steps, temperature, nucleus, draw, text, length, prefix) where no
+other cell of either run has them: then the weights or the seed differ, and a note says so. Recipes with several
+training seeds in both runs belong together if all but the seed is the same (`seeds.place_of`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from tsdfm_bench.results.evidence import EvidenceCell
+from tsdfm_bench.results.recipes import Recipe
+from tsdfm_bench.results.rows import CellRows, finite
+from tsdfm_bench.results.seeds import by_recipe, place_of, same_seeds
+
+_SETTINGS = (
+    "task", "tokenizer", "data_hash", "kind", "label", "source", "length", "steps", "temperature", "top_p",
+    "top_p_rule", "draw", "prefix",
+)  # fmt: skip
+
+
+def describe(cell: CellRows) -> str:
+    """A cell's settings on one line."""
+    first = cell.first
+    parts = [" ".join([first["label"] or first["method"], first["source"] or ""]).strip()]
+    parts += [f"{int(first['steps'])} steps"] if finite(first["steps"]) else []
+    parts += [f"temp. {first['temperature']:g}"] if finite(first["temperature"]) and first["temperature"] != 1 else []
+    parts += [f"top-p {first['top_p']:g}"] if finite(first["top_p"]) else []
+    parts += [first["draw"]] if first["draw"] not in ("", "fp64") else []
+    return ", ".join(parts)
+
+
+def matched(
+    a: Iterable[EvidenceCell], b: Iterable[EvidenceCell], together: Collection[str] = ()
+) -> tuple[list[tuple[EvidenceCell, EvidenceCell, bool]], list[str], list[str], list[str]]:
+    """Cells two by two, and whether they have one id; names of those that only one run has, of either; notes.
+
+    Args:
+        a, b: cells of the two runs.
+        together: ids of cells that are compared as a recipe, and so not missing if they have no partner.
+    """
+    ours, theirs = ({cell.id: cell for cell in cells} for cells in (a, b))
+    pairs = [(cell, theirs[key], True) for key, cell in ours.items() if key in theirs]
+    left = [cell for key, cell in ours.items() if key not in theirs]
+    right = [cell for key, cell in theirs.items() if key not in ours]
+
+    def settings(cells: Iterable[EvidenceCell]) -> dict[tuple[Any, ...], list[EvidenceCell]]:
+        groups: dict[tuple[Any, ...], list[EvidenceCell]] = {}
+        for cell in cells:
+            groups.setdefault(tuple(cell.first[name] for name in _SETTINGS), []).append(cell)
+        return groups
+
+    other = settings(right)
+    done: set[str] = set()
+    told: dict[str, list[str]] = {}
+    for key, members in settings(left).items():
+        if len(members) == 1 and len(other.get(key, [])) == 1:
+            first, second = members[0], other[key][0]
+            done |= {first.id, second.id}
+            differing = [name for name in ("weights", "seed") if first.first[name] != second.first[name]]
+            if first.first["kind"] == "reference":  # other sequences of the same text: nothing to find out
+                told.setdefault("not compared, they are other sequences of the same text", []).append(describe(first))
+                continue
+            pairs.append((first, second, False))
+            told.setdefault(f"other {' and '.join(differing) or 'options'} in the second run", []).append(
+                describe(first)
+            )
+    notes = [f"{'; '.join(cells)}: {what}." for what, cells in told.items()]
+    return (
+        pairs,
+        _named(cell for cell in left if cell.id not in done and cell.id not in together),
+        _named(cell for cell in right if cell.id not in done and cell.id not in together),
+        notes,
+    )
+
+
+def _named(cells: Iterable[EvidenceCell]) -> list[str]:
+    """Descriptions, each once, with their number where several cells share one."""
+    counts = Counter(describe(cell) for cell in cells)
+    return [name if count == 1 else f"{name} ({count} cells)" for name, count in counts.items()]
+
+
+def matched_recipes(
+    a: Iterable[EvidenceCell], b: Iterable[EvidenceCell]
+) -> tuple[list[tuple[Recipe, Recipe, bool]], list[str]]:
+    """Recipes two by two, and whether their networks are paired; notes on those of which a run has one network only.
+
+    Paired ones hold the seeds that both runs have, in one order.
+    """
+    ours, theirs = ({place_of(group[0]): group for group in by_recipe(cells)} for cells in (a, b))
+    pairs, alone = [], []
+    for place, group in ours.items():
+        other = theirs.get(place, [])
+        if min(len(group), len(other)) > 1:
+            partners = same_seeds(group, other)
+            first, second = zip(*partners, strict=True) if partners else (group, other)
+            pairs.append((Recipe(first), Recipe(second), bool(partners)))
+        elif other and len(group) + len(other) > 2:
+            alone.append(f"{describe(group[0])} ({len(group)} and {len(other)})")
+    return pairs, [f"Not compared over training seeds, a run has one network only: {'; '.join(alone)}."] * bool(alone)
