@@ -36,7 +36,7 @@ class Speed:
 
     def make(self, evidence: Evidence) -> list[Made]:
         """One figure per text setting and scorer."""
-        return _drawn("cost", evidence)
+        return _drawn("cost", evidence, _without_options)
 
 
 def _swept(cells: list[EvidenceCell]) -> list[EvidenceCell]:
@@ -47,6 +47,11 @@ def _swept(cells: list[EvidenceCell]) -> list[EvidenceCell]:
 
     counts = Counter(key(cell) for cell in cells)
     return [cell for cell in cells if cell.first["kind"] == "reference" or counts[key(cell)] > 1]
+
+
+def _without_options(cells: list[EvidenceCell]) -> list[EvidenceCell]:
+    """Methods as they are by default: variants of a solver would be a line each."""
+    return [cell for cell in cells if not {*cell.options} - {"checkpoint"}]
 
 
 def _drawn(

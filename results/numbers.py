@@ -1,7 +1,8 @@
 """Numbers as text: as many digits as the interval supports, no more.
 
 The half-width of the interval is rounded to one significant digit, or two if the first is 1, and the value to the same
-decimal place: 54.63 [52.41, 56.72] reads 55±2, 54.63 [53.31, 55.94] reads 54.6±1.3. A number without an interval gets a
+decimal place: 54.63 [52.41, 56.72] reads 55±2, 54.63 [53.31, 55.94] reads 54.6±1.3. A value below a hundredth of the
+half-width reads 0; one above keeps its first digit: 28.1 [-472, 528] reads 30±500. A number without an interval gets a
 fixed number of significant digits.
 """
 
@@ -57,6 +58,8 @@ def with_interval(value: float | None, low: float | None, high: float | None, *,
         decimals -= 1
     if half * 10**decimals < 2:  # the first digit is 1 (or was rounded up to it)
         decimals += 1
+    if half / 100 < abs(value) < half:
+        decimals = max(decimals, -math.floor(math.log10(abs(value))))
     if max(abs(value), half) >= 1e7 or decimals > 7:
         text, spread = plain(value), plain(half, 2)
     else:

@@ -10,6 +10,7 @@ import csv
 import html
 import io
 import json
+import math
 from collections.abc import Callable
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -205,13 +206,17 @@ def to_csv(table: Table) -> str:
 
 
 def to_json(table: Table) -> str:
-    """Everything: columns, rows with text, value, low and high, footnotes."""
+    """Everything: columns, rows with text, value, low and high (null if not finite), footnotes."""
     rows = []
     for row in table.rows:
         cells: dict[str, dict[str, Any]] = {}
         for column in table.columns:
             value = row.cells.get(column.key, Value())
-            cells[column.key] = {"text": value.text, "value": value.value, "low": value.low, "high": value.high}
+            numbers = {"value": value.value, "low": value.low, "high": value.high}
+            cells[column.key] = {"text": value.text} | {
+                name: None if isinstance(number, float) and not math.isfinite(number) else number
+                for name, number in numbers.items()
+            }
             if value.best:
                 cells[column.key]["best"] = True
         rows.append({"section": row.section, "cells": cells})

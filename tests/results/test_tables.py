@@ -275,6 +275,8 @@ def test_csv_and_json_carry_the_numbers(nasty: Table, summary: pd.DataFrame) -> 
     assert content["rows"][3]["cells"]["steps"]["value"] is None
     assert content["footnotes"] == main_table(summary).footnotes
     json.loads(render.to_json(nasty))
+    wide = Table("t", [TableColumn("x", "x")], [TableRow("method", {"x": Value("1", 1.0, 0.0, float("inf"))})])
+    assert json.loads(render.to_json(wide))["rows"][0]["cells"]["x"]["high"] is None
 
 
 def test_html_is_text_only(nasty: Table) -> None:
@@ -305,6 +307,8 @@ def test_unknown_format_names_the_known() -> None:
         (0.0004, -0.0396, 0.0404, "0.00±0.04"),
         (-0.0004, -0.0404, 0.0396, "0.00±0.04"),
         (-1.26, -1.56, -0.96, "-1.3±0.3"),
+        (28.1, -472.0, 528.0, "30±500"),  # wide, but no zero
+        (0.04, -0.46, 0.54, "0.04±0.50"),
         (5.0, 5.0, 5.0, "5.000"),
         (5.0, None, None, "5.00"),
         (5.0, float("nan"), float("nan"), "5.00"),
