@@ -202,6 +202,7 @@ def _common(rows: list[Row], points: list[list[Row]], scene: Scene) -> list[str]
     counts = sorted({int(row["n"]) for row in rows if row["n"] is not None})
     notes = [f"n = {', '.join(map(str, counts))} sequences; bars are 95 % intervals over sequences."] if counts else []
     notes += [f"{text} Small marks are single seeds." for text in about_seeds(points)]
+    notes += scene.without_some
     if scene.left_out:
         notes.append(f"{scene.left_out} further cells with other weights or seeds are not shown.")
     definitions = dict.fromkeys(row["definition"] for row in rows if row["scorer"])

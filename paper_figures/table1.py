@@ -128,6 +128,7 @@ def _notes(scene: Scene, rows: list[Row], used: list[Number], missing: list[str]
         "width of the 95 % interval over sequences."
     ) if counts else None
     notes += [f"{text} Flags are those of any seed." for text in about_seeds(cell.networks for cell in scene.cells)]
+    notes += scene.without_some
     codes = dict.fromkeys(code for row in rows for code in row["flags"].split() if code in _TOLD)
     notes += [f"{code}: {FLAGS[code]}." for code in codes]
     notes += [f"{text}." for text in dict.fromkeys(r["definition"] for r in rows if r["scorer"] and r["definition"])]

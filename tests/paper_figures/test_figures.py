@@ -348,6 +348,22 @@ def test_curves_hold_all_seeds_of_the_default_recipe(tmp_path: Path, figure: typ
         assert any("3 training seeds" in note for note in made.notes) is (seeds == 3)
 
 
+def test_a_network_that_failed_is_not_averaged_away(tmp_path: Path) -> None:
+    summary = load_evidence(seeded(tmp_path, 3)).summary()
+    lost = (summary["weights"] == "sha256:21234567") & (summary["steps"] == 8) & (summary["temperature"] == 1.0)
+    failed = (
+        summary[lost]
+        .head(1)
+        .assign(state="failed", reason="OutOfMemory: x", metric="", scorer="", value=None, low=None, high=None, n=None)
+    )
+    schema.write_summary(tmp_path, schema.from_rows([*summary[~lost].to_dict("records"), *failed.to_dict("records")]))
+    evidence = load_evidence(tmp_path)
+    told = "tsdfm uniform 8 steps: 2 of 3 networks, without training seed 2 (failed: OutOfMemory: x)."
+    for made in (*Table1().make(evidence), *Figure1().make(evidence)):
+        assert told in made.notes
+    assert not any("networks, without" in note for note in Table1().make(load_evidence(seeded(tmp_path, 3)))[0].notes)
+
+
 def test_one_training_seed_changes_nothing(tmp_path: Path) -> None:
     evidence = load_evidence(seeded(tmp_path, 1))
     (table,), (figure,) = Table1().make(evidence), Figure1().make(evidence)
