@@ -33,7 +33,7 @@ from tsdfm_bench.results.recipes import with_recipes
 from tsdfm_bench.results.replicates import Replicates
 from tsdfm_bench.results.resampling import intervals
 from tsdfm_bench.results.rows import CellRows, Row, cells_of, finite, pick
-from tsdfm_bench.results.seeds import about_seeds
+from tsdfm_bench.results.seeds import about_seeds, over_what
 from tsdfm_bench.results.style import COLUMN_IN, FAINT, INK, Label, finish, looks, new_figure, styled
 from tsdfm_bench.results.training import TRAJECTORIES, Variants, read_trajectories
 
@@ -170,7 +170,8 @@ def _caption(rows: Iterable[Row], replicates: Replicates) -> list[str]:
     notes = [f"{text}." for text in dict.fromkeys(row["definition"].rstrip(".") for row in rows if row["definition"])]
     counts = sorted({int(row["n"]) for row in rows if row["n"] is not None})
     if counts:
-        notes.append(f"n = {', '.join(map(str, counts))} sequences per point; bars are 95 % intervals over sequences.")
+        over = over_what(behind for behind in networks if any(row["kind"] == "method" for row in behind))
+        notes.append(f"n = {', '.join(map(str, counts))} sequences per point; bars are 95 % intervals {over}.")
     notes += [f"{text} Small marks are single seeds." for text in about_seeds(networks)]
     draws = sorted({row["draw"] for row in rows if row["draw"]})
     if draws and draws != ["fp64"]:

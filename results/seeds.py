@@ -301,6 +301,14 @@ def about_seeds(points: Iterable[Sequence[Any]]) -> list[str]:
     ]
 
 
+def over_what(points: Iterable[Sequence[Any]]) -> str:
+    """What the intervals of these values are over, for a caption; arguments as for `about_seeds`."""
+    several = {len(networks) > 1 for networks in points if networks}
+    if several == {True}:
+        return f"over {OVER}"
+    return "over sequences" + (f", over {OVER} where there are several" if True in several else "")
+
+
 def fewest(groups: Iterable[Sequence[EvidenceCell]]) -> int:
     """The smallest number of seeds where there are several; 0 if there is one of each."""
     found = min((len(group) for group in groups if len(group) > 1), default=math.inf)

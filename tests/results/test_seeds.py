@@ -23,6 +23,7 @@ from tsdfm_bench.results.seeds import (
     by_recipe,
     defaults,
     over_seeds,
+    over_what,
     same_seeds,
     t_change,
     t_interval,
@@ -329,6 +330,9 @@ def test_a_recipe_is_one_cell_with_the_interval_over_seeds(tmp_path: Path, varia
     assert np.quantile(replicates, [0.025, 0.975]) == pytest.approx((row["low"], row["high"]), rel=0.25)
     assert about_seeds(cell.networks for cell in (teacher, random))[0].startswith("Where a recipe has 3 training seeds")
     assert about_seeds([teacher.networks]) == []
+    assert over_what([students.networks, random.networks]) == "over training seeds"
+    assert over_what([teacher.networks]) == "over sequences"
+    assert over_what([teacher.networks, students.networks]).endswith("training seeds where there are several")
 
 
 def test_what_a_network_lacks_its_recipe_lacks_and_counts_stay_counts(tmp_path: Path) -> None:
