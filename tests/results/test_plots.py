@@ -227,6 +227,18 @@ def test_bars_and_readings_over_seeds_are_as_wide_as_the_seeds_say(cell: Make) -
     assert half > 8  # t over three seeds; over sequences alone it would be 0.2
 
 
+@pytest.mark.parametrize("kind", ["frontier", "steps", "cost"])
+@pytest.mark.parametrize("seed", "012")
+def test_a_partial_sweep_is_one_line_and_says_which_points_lack_a_network(kind: str, seed: str, cell: Make) -> None:
+    rows = [row for row in seeded(cell) if row["cell"] != f"{seed}81.0"]
+    (drawing,) = draw(kind, schema.from_rows(rows))
+    assert "Networks are missing from mdlm mask, 8 steps (2 of 3)." in drawing.notes
+    whole = draw(kind, schema.from_rows(seeded(cell)))[0]
+    assert not any("are missing from" in note for note in whole.notes)
+    count = {len([line for line in d.figure.axes[0].lines if line.get_linestyle() == "-"]) for d in (drawing, whole)}
+    assert len(count) == 1
+
+
 def test_lines_of_different_networks_are_lines_of_their_own(cell: Make) -> None:
     """One label for two recipes: neither joined up nor named alike."""
     rows = [row | {"checkpoint": row["checkpoint"].replace("x-s1", "y")} for row in seeded(cell)]
