@@ -60,6 +60,22 @@ class Level:
         return [row for cell in self.cells if (row := cell.of(metric, scorer)) is not None]
 
 
+def lacking(levels: Sequence[Level], measures: Sequence[tuple[str, str]]) -> list[str]:
+    """Sentences on means that hold fewer networks than the level has.
+
+    Args:
+        levels: that are shown.
+        measures: (metric, scorer) pairs that are shown.
+    """
+    return [
+        f"{level.name}: {metric}{f' ({scorer})' if scorer else ''} of {count} of {len(level.cells)} networks, the "
+        "others have none."
+        for level in levels
+        for metric, scorer in measures
+        if (count := len(level.rows(metric, scorer))) < len(level.cells)
+    ]
+
+
 @dataclass(frozen=True)
 class Ablation:
     """All ablated cells of one text setting and source at 8 steps.

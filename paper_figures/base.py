@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from tsdfm_bench.paper_figures.published import Number
 from tsdfm_bench.results.evidence import Evidence, EvidenceCell
 from tsdfm_bench.results.plots import NothingToDraw
-from tsdfm_bench.results.recipes import recipes
+from tsdfm_bench.results.recipes import recipes, without_some
 from tsdfm_bench.results.rows import Row
 from tsdfm_bench.results.seeds import by_recipe, defaults
 from tsdfm_bench.results.table_model import Table
@@ -108,6 +108,7 @@ class Scene:
         metrics = {metric for cell in self.everything for metric, _ in cell.rows}
         self.metrics = metrics
         self.undone = [cell for cell in evidence.undone if cell.first["task"] in ("", self.task)]
+        self.without_some = without_some(self.cells, self.undone)
 
     @property
     def name(self) -> str:
@@ -163,10 +164,12 @@ def _standing(cells: list[EvidenceCell]) -> list[EvidenceCell]:
     drawn = [
         c for c in cells if plain_draws(c) and c.first["checkpoint"] != "oracle" and not {*c.options} - {"checkpoint"}
     ]
+    plain = {(cell.first["method"], cell.first["weights"]) for cell in drawn if not cell.options}
     found = []
     for group in by_recipe(defaults(drawn)):
         several = len(group) > 1 and group[0].variant
-        found += group if several else [cell for cell in group if not cell.options and _default(cell)]
+        standing = [c for c in group if (c.first["method"], c.first["weights"]) in plain and _default(c)]
+        found += group if several else standing
     return found
 
 

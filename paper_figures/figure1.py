@@ -22,7 +22,7 @@ from tsdfm_bench.results.plots import seed_marks
 from tsdfm_bench.results.quantities import Rows
 from tsdfm_bench.results.replicates import interval
 from tsdfm_bench.results.rows import Row
-from tsdfm_bench.results.seeds import about_seeds
+from tsdfm_bench.results.seeds import about_seeds, over_what
 from tsdfm_bench.results.stats import CONFIDENCE, Interval
 from tsdfm_bench.results.style import COLUMN_IN, FAINT, INK, Label, finish, looks, new_figure, styled
 
@@ -200,8 +200,10 @@ def _headline(scene: Scene, judge: str, source: str, top: Axes, color: str) -> l
 
 def _common(rows: list[Row], points: list[list[Row]], scene: Scene) -> list[str]:
     counts = sorted({int(row["n"]) for row in rows if row["n"] is not None})
-    notes = [f"n = {', '.join(map(str, counts))} sequences; bars are 95 % intervals over sequences."] if counts else []
+    bars_are = f"bars are 95 % intervals {over_what(points)}"
+    notes = [f"n = {', '.join(map(str, counts))} sequences; {bars_are}."] if counts else []
     notes += [f"{text} Small marks are single seeds." for text in about_seeds(points)]
+    notes += scene.without_some
     if scene.left_out:
         notes.append(f"{scene.left_out} further cells with other weights or seeds are not shown.")
     definitions = dict.fromkeys(row["definition"] for row in rows if row["scorer"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from tsdfm_bench.paper_figures.ablation import Ablation, Level, ablations
+from tsdfm_bench.paper_figures.ablation import Ablation, Level, ablations, lacking
 from tsdfm_bench.paper_figures.axes import log_axis, mark_incomplete
 from tsdfm_bench.paper_figures.base import Made, NothingToDraw, unique_rows
 from tsdfm_bench.results.evidence import Evidence
@@ -105,6 +105,11 @@ def _one(ablation: Ablation, groups: dict[str, list[Level]], metric: str, scorer
     notes = [
         "Each line differs from the default in one setting. Small marks are training seeds, large ones their mean with "
         "its 95 % interval (t, over seeds; over sequences where there is one seed). The vertical line is the default.",
+        *(
+            f"{GROUPS[key]} {text}"
+            for key, levels in groups.items()
+            for text in lacking(levels, [(metric, scorer), (ablation.entropy, "")])
+        ),
         *(f"{text}." for text in dict.fromkeys(row["definition"] for row in shown if row["definition"])),
     ]
     return Made(name, f"K, policy and controls; {ablation.name}", shown, figure=figure, notes=notes, missing=missing)

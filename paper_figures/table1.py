@@ -16,7 +16,7 @@ from tsdfm_bench.results.evidence import Evidence, EvidenceCell
 from tsdfm_bench.results.flags import FLAGS
 from tsdfm_bench.results.numbers import plain, whole, with_interval
 from tsdfm_bench.results.rows import Row
-from tsdfm_bench.results.seeds import about_seeds
+from tsdfm_bench.results.seeds import about_seeds, over_what
 from tsdfm_bench.results.table_model import Section, Table, TableColumn, TableRow, Value
 
 _TOLD = ("entropy-low", "entropy-high", "rep-high", "canary", "ppl-gamed", "few", "mixed-n")
@@ -125,9 +125,10 @@ def _notes(scene: Scene, rows: list[Row], used: list[Number], missing: list[str]
     counts = sorted({int(row["n"]) for row in rows if row["n"] is not None})
     notes.append(
         f"n = {plain(counts[0]) if len(counts) == 1 else ', '.join(map(str, counts))} sequences; ± is half the "
-        "width of the 95 % interval over sequences."
+        f"width of the 95 % interval {over_what(c.networks for c in (*scene.cells, *scene.references))}."
     ) if counts else None
     notes += [f"{text} Flags are those of any seed." for text in about_seeds(cell.networks for cell in scene.cells)]
+    notes += scene.without_some
     codes = dict.fromkeys(code for row in rows for code in row["flags"].split() if code in _TOLD)
     notes += [f"{code}: {FLAGS[code]}." for code in codes]
     notes += [f"{text}." for text in dict.fromkeys(r["definition"] for r in rows if r["scorer"] and r["definition"])]

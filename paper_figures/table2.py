@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tsdfm_bench.paper_figures.ablation import Ablation, Level, ablations
+from tsdfm_bench.paper_figures.ablation import Ablation, Level, ablations, lacking
 from tsdfm_bench.paper_figures.base import Made, NothingToDraw, unique_rows
 from tsdfm_bench.results.evidence import Evidence
 from tsdfm_bench.results.numbers import with_interval
@@ -66,6 +66,8 @@ def _table(ablation: Ablation, name: str) -> Made:
         "* the default.",
         "± is half the width of a 95 % interval: over training seeds (t) where there are several, else over sequences.",
     ]
+    measures = [*ablation.quality, (ablation.entropy, ""), *([(ablation.distinct, "")] if ablation.distinct else [])]
+    notes += [f"tau {text}" for text in lacking(levels, measures)]
     notes += [f"{text}." for text in dict.fromkeys(r["definition"] for r in shown if r["definition"])]
     notes.append("The paper's own values are unknown.")
     notes += [f"Incomplete, no row for: {', '.join(missing)}."] if missing else []

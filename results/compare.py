@@ -33,7 +33,7 @@ from tsdfm_bench.results.numbers import MISSING, plain, with_interval
 from tsdfm_bench.results.replicates import Replicates, stream
 from tsdfm_bench.results.resampling import compare_terms, permutation_terms
 from tsdfm_bench.results.rows import Row, finite, pick
-from tsdfm_bench.results.seeds import t_change
+from tsdfm_bench.results.seeds import OVER, t_change
 from tsdfm_bench.results.stats import CONFIDENCE, Interval, holm, n_to_separate
 from tsdfm_bench.results.table_model import Section, Table, TableColumn, TableRow, Value
 from tsdfm_bench.results.training import Variants
@@ -228,9 +228,10 @@ def _over_seeds(name: str, first: EvidenceCell, second: EvidenceCell, paired: bo
     ours, theirs = ([float(row["value"]) for row in cell.behind(*key)] for cell in (first, second))
     n = min((int(row["n"]) for row in (a, b) if row["n"] is not None), default=0)
     if paired and _same(np.array(ours), np.array(theirs)):
-        zero = Interval(0.0, 0.0, 0.0, n, "constant", "the same numbers for every seed")
+        over: dict[str, Any] = {"resamples": 0, "over": OVER, "units": min(seeds)}
+        zero = Interval(0.0, 0.0, 0.0, n, "constant", "the same numbers for every seed", **over)
         return Change(**found, difference=zero, percent=zero, verdict="identical")
-    difference, percent, p = t_change(ours, theirs, paired=paired, n=n)
+    difference, percent, p = t_change(ours, theirs, a["unit"], paired=paired, n=n)
     return Change(**found, difference=difference, percent=percent, pvalue=p)
 
 
@@ -378,8 +379,8 @@ def comparison_table(comparison: Comparison) -> Table:
     notes = [f"From {comparison.a} (first) to {comparison.b} (second): {said or 'nothing in common'}."]
     if over := _counted(comparison.counts(seeds=True)):
         notes.append(
-            f"Over training seeds: {over}. These rows compare means over the networks of a recipe (of logarithms, if "
-            "all are positive), with t intervals and t tests over seeds, paired where both runs have the same seeds."
+            f"Over training seeds: {over}. These rows compare means over the networks of a recipe (of logarithms "
+            "for perplexities), with t intervals and t tests over seeds, paired where both runs have the same seeds."
         )
     tested = [change for change in comparison.changes if math.isfinite(change.pvalue)]
     if any(change.seeds is None for change in tested):

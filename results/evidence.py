@@ -106,6 +106,15 @@ def label_options(label: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
+def plain_label(label: str) -> str:
+    """A label without its checkpoint: "dfm[solver=exact;checkpoint=x]" -> "dfm[solver=exact]"."""
+    name, bracket, rest = label.partition("[")
+    if not bracket or not rest.endswith("]"):
+        return label
+    kept = [part for part in rest[:-1].replace(",", ";").split(";") if part.partition("=")[0].strip() != "checkpoint"]
+    return f"{name}[{';'.join(kept)}]" if kept else name
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What a results folder holds.
@@ -177,8 +186,10 @@ class Joined(Replicates):
     """
 
     def __init__(self, cells: Iterable[EvidenceCell], root: Path | None = None) -> None:
-        super().__init__(empty(), root)
         self._homes = {cell.id: cell.replicates for cell in cells}
+        kind = next(iter(self._homes.values()), None)
+        sizes = {} if kind is None else {"resamples": kind.resamples, "seed": kind.seed}
+        super().__init__(empty(), root, **sizes)
 
     def row(self, cell: str, metric: str, scorer: str = "") -> dict[str, Any]:
         return self._homes[cell].row(cell, metric, scorer)

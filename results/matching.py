@@ -2,7 +2,8 @@
 
 One id, or else the same settings (label, source, steps, temperature, nucleus, draw, text, length, prefix) where no
 other cell of either run has them: then the weights or the seed differ, and a note says so. Recipes with several
-training seeds in both runs belong together if all but the seed is the same (`seeds.place_of`).
+training seeds in both runs belong together if all but the training seed is the same (`seeds.place_of`); the sampling
+seed may differ where that leaves no choice, and a note says so.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from tsdfm_bench.results.evidence import EvidenceCell
+from tsdfm_bench.results.frontier import generator
 from tsdfm_bench.results.recipes import Recipe
 from tsdfm_bench.results.rows import CellRows, finite
-from tsdfm_bench.results.seeds import by_recipe, place_of, same_seeds
+from tsdfm_bench.results.seeds import by_recipe, place_of, same_seeds, without_seed
 
 _SETTINGS = (
     "task", "tokenizer", "data_hash", "kind", "label", "source", "length", "steps", "temperature", "top_p",
@@ -86,18 +88,58 @@ def _named(cells: Iterable[EvidenceCell]) -> list[str]:
 def matched_recipes(
     a: Iterable[EvidenceCell], b: Iterable[EvidenceCell]
 ) -> tuple[list[tuple[Recipe, Recipe, bool]], list[str]]:
-    """Recipes two by two, and whether their networks are paired; notes on those of which a run has one network only.
+    """Recipes two by two, and whether their networks are paired; notes on other sampling seeds and single networks.
 
     Paired ones hold the seeds that both runs have, in one order.
     """
     ours, theirs = ({place_of(group[0]): group for group in by_recipe(cells)} for cells in (a, b))
-    pairs, alone = [], []
-    for place, group in ours.items():
-        other = theirs.get(place, [])
+    both = [(group, theirs[place]) for place, group in ours.items() if place in theirs]
+    redrawn = _alike(
+        *([g for place, g in one.items() if place not in other] for one, other in ((ours, theirs), (theirs, ours)))
+    )
+    pairs: list[tuple[Recipe, Recipe, bool]] = []
+    alone: dict[tuple[int, int], list[EvidenceCell]] = {}
+    for group, other in both + redrawn:
         if min(len(group), len(other)) > 1:
             partners = same_seeds(group, other)
             first, second = zip(*partners, strict=True) if partners else (group, other)
             pairs.append((Recipe(first), Recipe(second), bool(partners)))
-        elif other and len(group) + len(other) > 2:
-            alone.append(f"{describe(group[0])} ({len(group)} and {len(other)})")
-    return pairs, [f"Not compared over training seeds, a run has one network only: {'; '.join(alone)}."] * bool(alone)
+        elif len(group) + len(other) > 2:
+            alone.setdefault((len(group), len(other)), []).append(group[0])
+    told = [f"{_folded(cells)} ({one} and {two})" for (one, two), cells in alone.items()]
+    other_draws = [group[0] for group, other in redrawn if min(len(group), len(other)) > 1]
+    return pairs, [
+        *[f"Compared over training seeds though the sampling seed differs: {_folded(other_draws)}."]
+        * bool(other_draws),
+        *[f"Not compared over training seeds, a run has one network only: {'; '.join(told)}."] * bool(told),
+    ]
+
+
+def _alike(
+    ours: Iterable[list[EvidenceCell]], theirs: Iterable[list[EvidenceCell]]
+) -> list[tuple[list[EvidenceCell], list[EvidenceCell]]]:
+    """Recipes that differ in the sampling seed alone, two by two, where neither run has a second one."""
+    sides: list[dict[Any, list[list[EvidenceCell]]]] = [{}, {}]
+    for side, groups in zip(sides, (ours, theirs), strict=True):
+        for group in groups:
+            side.setdefault(place_of(group[0], drawn=False), []).append(group)
+    first, second = sides
+    return [
+        (groups[0], second[place][0])
+        for place, groups in first.items()
+        if len(groups) == 1 and len(second.get(place, [])) == 1 and len(groups[0]) + len(second[place][0]) > 2
+    ]
+
+
+def _folded(cells: Iterable[EvidenceCell]) -> str:
+    """Recipes by the name of their network, each once, with its settings."""
+    settings: dict[str, list[str]] = {}
+    for cell in cells:
+        whole = describe(cell)
+        head = generator(cell.first)
+        name = without_seed(str(cell.variant.get("name", "")) or cell.first["checkpoint"].rpartition("/")[2])
+        called = head if name.replace("-", " ") in ("", "none", head) else f"{head} ({name})"
+        settings.setdefault(called, []).append(whole.removeprefix(head).removeprefix(", "))
+    return "; ".join(
+        name + (f", {' and '.join(filter(None, many))}" if any(many) else "") for name, many in settings.items()
+    )

@@ -33,7 +33,7 @@ from tsdfm_bench.results.recipes import with_recipes
 from tsdfm_bench.results.replicates import Replicates
 from tsdfm_bench.results.resampling import intervals
 from tsdfm_bench.results.rows import CellRows, Row, cells_of, finite, pick
-from tsdfm_bench.results.seeds import about_seeds
+from tsdfm_bench.results.seeds import about_seeds, over_what
 from tsdfm_bench.results.style import COLUMN_IN, FAINT, INK, Label, finish, looks, new_figure, styled
 from tsdfm_bench.results.training import TRAJECTORIES, Variants, read_trajectories
 
@@ -165,17 +165,34 @@ def _ppl_label(frontier_metric: str, scorer: str) -> str:
 
 def _caption(rows: Iterable[Row], replicates: Replicates) -> list[str]:
     """Sentences that every caption needs: definitions, n, intervals, seeds, draws."""
-    networks = _networks(rows, replicates)
+    shown = list(rows)
+    networks = _networks(shown, replicates)
     rows = [row for behind in networks for row in behind]
     notes = [f"{text}." for text in dict.fromkeys(row["definition"].rstrip(".") for row in rows if row["definition"])]
     counts = sorted({int(row["n"]) for row in rows if row["n"] is not None})
     if counts:
-        notes.append(f"n = {', '.join(map(str, counts))} sequences per point; bars are 95 % intervals over sequences.")
+        over = over_what(behind for behind in networks if any(row["kind"] == "method" for row in behind))
+        notes.append(f"n = {', '.join(map(str, counts))} sequences per point; bars are 95 % intervals {over}.")
     notes += [f"{text} Small marks are single seeds." for text in about_seeds(networks)]
+    notes += _fewer(shown, networks)
     draws = sorted({row["draw"] for row in rows if row["draw"]})
     if draws and draws != ["fp64"]:
         notes.append(f"Draws: {', '.join(draws)}.")
     return notes
+
+
+def _fewer(rows: Sequence[Row], networks: Sequence[Sequence[Row]]) -> list[str]:
+    """Points that stand for fewer networks than their recipe has in this figure."""
+    every: dict[tuple[Any, ...], set[str]] = {}
+    keys = [tuple(row[name] for name in SAME_LINE) for row in rows]
+    for key, behind in zip(keys, networks, strict=True):
+        every.setdefault(key, set()).update(row["weights"] for row in behind)
+    told = dict.fromkeys(
+        f"{_settings(CellRows([row]))} ({len(behind)} of {len(every[key])})"
+        for row, key, behind in zip(rows, keys, networks, strict=True)
+        if len(behind) < len(every[key])
+    )
+    return [f"Networks are missing from {'; '.join(told)}."] if told else []
 
 
 def _undone(summary: pd.DataFrame) -> list[str]:

@@ -71,7 +71,17 @@ class Rows:
             return values[0]
         if all((each == each[0]).all() for each in values):  # counted or measured once
             return np.full(1 + RESAMPLES, np.mean([each[0] for each in values]))
-        return over_seeds([float(each[0]) for each in values], _networks(group), RESAMPLES, self._factor)
+        means = [float(each[0]) for each in values]
+        return over_seeds(means, _networks(group), RESAMPLES, self._factor, self._unit(group[0], wanted))
+
+    def _unit(self, cell: EvidenceCell, wanted: Quantity) -> str:
+        """The unit of what `_of` reads of a cell's rows, or of its training."""
+        name = wanted.function
+        if name not in _ROLES and name != "metric":
+            return "s" if name == "training_seconds" else ""
+        metric = wanted.argument or pick({metric for metric, _ in cell.rows}, _ROLES[name][0])
+        row = cell.of(metric, self.scorer) or cell.of(metric)
+        return str(row["unit"]) if row is not None else ""
 
     def widened(self, replicates: np.ndarray, confidence: float) -> Rows:
         """These rows with what training seeds add for a formula with these replicates; see `results.seeds`."""

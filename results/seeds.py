@@ -1,9 +1,9 @@
 """Training seeds as a second level: networks trained alike with other seeds stand for one method.
 
 Sequences of one network say how well that network is known; networks of several seeds say how well the recipe is. Where
-a selection holds both, the value is the mean over seeds (of logarithms where all are positive: for perplexity the mean
-NLL), and its uncertainty is that of the seeds alone, since each seed's value brings its own sampling noise along.
-Its replicates are
+a selection holds both, the value is the mean over seeds (of logarithms for perplexities, times and speeds, see
+`on_logarithms`: for perplexity the mean NLL), and its uncertainty is that of the seeds alone, since each seed's value
+brings its own sampling noise along. Its replicates are
 
     mean + k sum_s g_s (v_s - mean) / sqrt(S (S - 1)),      g_s normal,
 
@@ -25,52 +25,81 @@ from typing import Any
 
 import numpy as np
 
-from tsdfm_bench.results.evidence import EvidenceCell
+from tsdfm_bench.results.evidence import EvidenceCell, plain_label
 from tsdfm_bench.results.stats import CONFIDENCE, Interval
 
 OVER = "training seeds"
 _SUFFIX = re.compile(r"^(.*)-s(\d+)$")  # how `train` names the checkpoints of further seeds
 _NOT_SETTINGS = ("name", "training_seed", "default")
-_PLACE = ("method", "source", "steps", "temperature", "top_p", "top_p_rule", "draw", "seed")
+_PLACE = ("method", "source", "steps", "temperature", "top_p", "top_p_rule", "draw")
 
 
 def recipe_of(cell: EvidenceCell) -> tuple[Any, ...]:
-    """What a cell's network shares with those of other training seeds, and only with them."""
+    """What a cell's network shares with those of other training seeds, and only with them.
+
+    Its settings where variants.json knows it, else the name of its checkpoint, folder included.
+    """
     if cell.variant:
         return tuple(sorted((k, str(v)) for k, v in cell.variant.items() if k not in _NOT_SETTINGS))
-    checkpoint = cell.options.get("checkpoint", "")
+    return (without_seed(cell.first["checkpoint"]),)
+
+
+def without_seed(checkpoint: str) -> str:
+    """The name of a checkpoint without the suffix of its training seed."""
     match = _SUFFIX.match(checkpoint)
-    return (match[1] if match else checkpoint or cell.first["weights"],)
+    return match[1] if match else checkpoint
 
 
 def seed_of(cell: EvidenceCell) -> int:
     """The training seed of a cell's network; 0 if nothing says otherwise."""
     if cell.variant:
         return int(cell.variant["training_seed"])
-    match = _SUFFIX.match(cell.options.get("checkpoint", ""))
+    match = _SUFFIX.match(cell.first["checkpoint"])
     return int(match[2]) if match else 0
 
 
-def place_of(cell: EvidenceCell) -> tuple[Any, ...]:
-    """What a cell shares with those that differ from it in the training seed alone: text, settings and recipe."""
-    options = tuple(sorted((k, v) for k, v in cell.options.items() if k != "checkpoint"))
-    return (cell.group, *(cell.first[name] for name in _PLACE), options, recipe_of(cell))
+def place_of(cell: EvidenceCell, *, drawn: bool = True) -> tuple[Any, ...]:
+    """What a cell shares with those that differ from it in the training seed alone: text, settings and recipe.
+
+    Args:
+        cell: the cell.
+        drawn: with the seed of the sampling.
+    """
+    return (*_settings(cell), *([cell.first["seed"]] if drawn else []), recipe_of(cell))
+
+
+def _settings(cell: EvidenceCell) -> tuple[Any, ...]:
+    return (cell.group, plain_label(cell.first["label"]), *(cell.first[name] for name in _PLACE))
+
+
+def distinct(cells: Iterable[EvidenceCell]) -> list[EvidenceCell]:
+    """Cells without repeats: of one network in one setting under two names, the one with more sequences."""
+    found: dict[Any, EvidenceCell] = {}
+    for cell in cells:
+        weights = cell.first["weights"]
+        key = (_settings(cell), cell.first["seed"], cell.id if weights in ("", "none") else weights)
+        if key not in found or (cell.n or 0) > (found[key].n or 0):
+            found[key] = cell
+    return list(found.values())
 
 
 def by_recipe(cells: Iterable[EvidenceCell]) -> list[list[EvidenceCell]]:
-    """Cells that differ in the training seed alone, together, in order of seeds; others by themselves."""
-    groups: dict[tuple[Any, ...], dict[Any, EvidenceCell]] = {}
-    for cell in cells:
-        members = groups.setdefault(place_of(cell), {})
-        seed = seed_of(cell)
-        same = seed in members and members[seed].first["weights"] == cell.first["weights"]
-        members[seed if seed not in members or same else (seed, cell.id)] = cell
+    """Cells that differ in the training seed alone, together, in order of seeds; others by themselves; no repeats.
+
+    Names tell seeds apart only where each seed occurs once: a network that was trained again under its old name is no
+    second seed.
+    """
+    groups: dict[tuple[Any, ...], list[EvidenceCell]] = {}
+    for cell in distinct(cells):
+        groups.setdefault(place_of(cell), []).append(cell)
     found = []
     for members in groups.values():
-        if len({cell.first["weights"] for cell in members.values()}) == len(members) > 1:
-            found.append([members[seed] for seed in sorted(members, key=str)])
+        seeds, weights = {seed_of(cell) for cell in members}, {cell.first["weights"] for cell in members}
+        known = bool(members[0].variant) or len(seeds) == len(members)
+        if known and len(weights) == len(members) > 1:
+            found.append(sorted(members, key=seed_of))
         else:
-            found += [[cell] for cell in members.values()]
+            found += [[cell] for cell in members]
     return found
 
 
@@ -102,15 +131,21 @@ def same_seeds(a: Sequence[EvidenceCell], b: Sequence[EvidenceCell]) -> list[tup
 # ---------------------------------------------------------------------------------------------------- one quantity
 
 
-def t_interval(values: Sequence[float], *, n: int = 0, confidence: float = CONFIDENCE) -> Interval:
-    """Mean over seeds with its t interval, both of logarithms where all values are positive.
+def on_logarithms(unit: str) -> bool:
+    """Whether values of a unit are averaged on the log scale: perplexities, times and speeds; all else as it is."""
+    return unit in ("perplexity", "s", "1/s")
+
+
+def t_interval(values: Sequence[float], unit: str, *, n: int = 0, confidence: float = CONFIDENCE) -> Interval:
+    """Mean over seeds with its t interval, both of logarithms where the unit asks for it (`on_logarithms`).
 
     Args:
         values: one per network, finite, at least two.
+        unit: of the values.
         n: sequences behind all of them.
         confidence: coverage asked for.
     """
-    scaled, log = _scaled(values)
+    scaled, log = _scaled(values, unit)
     count = len(scaled)
     common: dict[str, Any] = {"confidence": confidence, "resamples": 0, "over": OVER, "units": count}
     if np.ptp(scaled) == 0:
@@ -123,53 +158,56 @@ def t_interval(values: Sequence[float], *, n: int = 0, confidence: float = CONFI
 
 
 def t_change(
-    a: Sequence[float], b: Sequence[float], *, paired: bool, n: int = 0, confidence: float = CONFIDENCE
+    a: Sequence[float], b: Sequence[float], unit: str, *, paired: bool, n: int = 0, confidence: float = CONFIDENCE
 ) -> tuple[Interval, Interval | None, float]:
     """What changes from the mean over one set of seeds to that over another.
 
     Args:
         a, b: one value per network, finite; at least two of each.
+        unit: of the values; it says whether logarithms are tested (`on_logarithms`).
         paired: value s of both belongs to one seed: t of their differences, else Welch's t of two independent sets.
         n: sequences behind the smaller set.
         confidence: coverage asked for.
 
     Returns:
-        the difference b - a of the means; by how many percent it is of the mean of a (None unless all values are
-        positive; then the test is of logarithms, and the difference is this times the mean of a); the p-value of "no
-        change", NaN where the seeds have no spread.
+        the difference b - a of the means; the same in percent of the mean of a as it is (None unless all
+        values are positive); the p-value of "no change", NaN where the seeds have no spread.
     """
     from scipy import stats
 
-    both, log = _scaled([*a, *b])
+    both, log = _scaled([*a, *b], unit)
     one, two = both[: len(a)], both[len(a) :]
+    tiny = 1e-12 * max(float(log), float(np.abs(both).max()))  # rounding
     gap = float(two.mean() - one.mean())
-    spread = np.ptp(two - one) if paired else max(np.ptp(one), np.ptp(two))
-    units = min(len(a), len(b))
-    common: dict[str, Any] = {"confidence": confidence, "resamples": 0, "over": OVER, "units": units}
-    if spread <= 1e-12 * max(1.0, abs(gap)):
+    gap = gap if abs(gap) > tiny else 0.0
+    parts = [two - one] if paired else [one, two]
+    common: dict[str, Any] = {"confidence": confidence, "resamples": 0, "over": OVER, "units": min(len(a), len(b))}
+    if max(float(np.ptp(part)) for part in parts) <= tiny:
         low, high, p, error = gap, gap, math.nan, 0.0
         method, reason = "constant", "equal for all seeds"
     else:
-        test = stats.ttest_rel(two, one) if paired else stats.ttest_ind(two, one, equal_var=False)
-        low, high = map(float, test.confidence_interval(confidence))
-        p, error = float(test.pvalue), abs(gap / float(test.statistic)) if gap else math.nan
+        squares = [float(part.var(ddof=1)) / len(part) for part in parts]
+        error = math.sqrt(sum(squares))
+        freedom = sum(squares) ** 2 / sum(
+            square**2 / (len(part) - 1) for square, part in zip(squares, parts, strict=True)
+        )
+        half = _quantile(freedom, confidence) * error
+        low, high, p = gap - half, gap + half, float(2 * stats.t.sf(abs(gap) / error, freedom))
         method, reason = "t", "paired by seed" if paired else f"{len(a)} and {len(b)} independent networks, Welch"
-    if not log:
-        return Interval(gap, low, high, n, method, reason, error, **common), None, p
-    ends = [_back(end, log) - 1.0 for end in (gap, low, high)]
-    first, ratio = _back(float(one.mean()), log), _back(gap, log)
+    first, ratio = _back(float(one.mean()), log), _back(gap, log) if log else 1.0
+    ends = [first * (_back(end, log) - 1.0) if log else end for end in (gap, low, high)]
 
     def times(unit: float) -> Interval:
         value, low, high = (unit * end for end in ends)
-        return Interval(value, low, high, n, method, reason, unit * ratio * error, **common)
+        return Interval(value, low, high, n, method, reason, unit * error * (first * ratio if log else 1.0), **common)
 
-    return times(first), times(100.0), p
+    return times(1.0), times(100.0 / first) if log or both.min() > 0 else None, p
 
 
-def _scaled(values: Sequence[float]) -> tuple[np.ndarray, bool]:
-    """Logarithms, and True, if all values are positive; else the values, and False."""
+def _scaled(values: Sequence[float], unit: str) -> tuple[np.ndarray, bool]:
+    """Logarithms, and True, if the unit asks for them and all values have one; else the values, and False."""
     numbers = np.asarray(values, dtype=np.float64)
-    log = bool((numbers > 0).all())
+    log = on_logarithms(unit) and bool((numbers > 0).all())
     return np.log(numbers) if log else numbers, log
 
 
@@ -181,7 +219,9 @@ def _back(value: float, log: bool) -> float:
 # ------------------------------------------------------------------------------------------------------- replicates
 
 
-def over_seeds(values: Sequence[float], networks: Sequence[str], resamples: int, factor: float = 1.0) -> np.ndarray:
+def over_seeds(
+    values: Sequence[float], networks: Sequence[str], resamples: int, factor: float = 1.0, unit: str = "perplexity"
+) -> np.ndarray:
     """Mean over seeds and its replicates, (1 + resamples,); see the module's text.
 
     Args:
@@ -189,8 +229,9 @@ def over_seeds(values: Sequence[float], networks: Sequence[str], resamples: int,
         networks: hashes of their weights, in the same order; equal ones get equal g in all quantities.
         resamples: replicates wanted.
         factor: k, see `widening`.
+        unit: of the values; it says whether the mean is of logarithms (`on_logarithms`).
     """
-    scaled, log = _scaled(values)
+    scaled, log = _scaled(values, unit)
     mean, count = scaled.mean(), len(scaled)
     drawn = mean + _normal(tuple(networks), resamples) @ (scaled - mean) * (factor / math.sqrt(count * (count - 1)))
     both = np.concatenate([[mean], drawn])
@@ -255,9 +296,17 @@ def about_seeds(points: Iterable[Sequence[Any]]) -> list[str]:
         return []
     many = " or ".join(map(str, counts))
     return [
-        f"Where a recipe has {many} {OVER}: the mean over seeds (of logarithms, if all are positive) and its 95 % t "
-        "interval over seeds."
+        f"Where a recipe has {many} {OVER}: the mean over seeds (of logarithms for perplexities, times and speeds) and "
+        "its 95 % t interval over seeds."
     ]
+
+
+def over_what(points: Iterable[Sequence[Any]]) -> str:
+    """What the intervals of these values are over, for a caption; arguments as for `about_seeds`."""
+    several = {len(networks) > 1 for networks in points if networks}
+    if several == {True}:
+        return f"over {OVER}"
+    return "over sequences" + (f", over {OVER} where there are several" if True in several else "")
 
 
 def fewest(groups: Iterable[Sequence[EvidenceCell]]) -> int:

@@ -39,10 +39,12 @@ class Interval:
         value: the statistic of the data.
         low, high: ends of the interval; NaN if there is none.
         n: sequences behind it (of the smaller sample, if two unpaired samples are compared).
-        method: "BCa", "percentile", "constant" (every resample gives the value) or "none".
+        method: of a bootstrap "BCa", "percentile", "studentised", "Student t", "bias-corrected" (of replicates) or
+            "constant" (every resample gives the value); by formula "t" (over training seeds), "normal" (from two rows'
+            own intervals) or "constant" (all units are alike); "none".
         reason: why it is not BCa, or why there is none; else "".
         standard_error: standard deviation over the resamples; NaN if there is none.
-        confidence, resamples, seed: how it was made.
+        confidence, resamples, seed: how it was made; no resamples: by formula.
         over: what was resampled: "sequences", "prompts", "training seeds".
         units: number of these, if they are not sequences.
     """

@@ -22,6 +22,7 @@ from tsdfm_bench.paper_figures.curves import Frontier, Speed
 from tsdfm_bench.paper_figures.figure1 import Figure1, against_teacher
 from tsdfm_bench.paper_figures.published import Published, published
 from tsdfm_bench.paper_figures.table1 import Table1
+from tsdfm_bench.paper_figures.table2 import Table2
 from tsdfm_bench.results import schema
 from tsdfm_bench.results.claim_file import parse_claims
 from tsdfm_bench.results.claims import verify
@@ -327,6 +328,9 @@ def test_several_training_seeds_are_one_point_of_figure_1_and_the_headline_is_ov
     marks = [line for line in top.lines if list(line.get_xdata()) == [8] * 3]
     assert [list(mark.get_ydata()) for mark in marks] == [list(STUDENTS)]
     assert any("Small marks are single seeds" in note for note in made.notes)
+    assert any("intervals over sequences, over training seeds where there are several" in note for note in made.notes)
+    (shown, *_) = Frontier().make(evidence)
+    assert any(note.endswith("bars are 95 % intervals over training seeds.") for note in shown.notes)
     found = against_teacher(scenes(evidence)[0], "a", "uniform")
     claims = parse_claims(
         'format = 1\n[rows.s]\nmethod = "tsdfm"\nsteps = 8\n[rows.t]\nmethod = "dfm"\nsteps = 1024\n'
@@ -346,6 +350,32 @@ def test_curves_hold_all_seeds_of_the_default_recipe(tmp_path: Path, figure: typ
         shown = {row["weights"] for row in made.rows if row["method"] == "tsdfm"}
         assert len(shown) == seeds
         assert any("3 training seeds" in note for note in made.notes) is (seeds == 3)
+
+
+def test_a_network_that_failed_is_not_averaged_away(tmp_path: Path) -> None:
+    summary = load_evidence(seeded(tmp_path, 3)).summary()
+    lost = (summary["weights"] == "sha256:21234567") & (summary["steps"] == 8) & (summary["temperature"] == 1.0)
+    failed = (
+        summary[lost]
+        .head(1)
+        .assign(state="failed", reason="OutOfMemory: x", metric="", scorer="", value=None, low=None, high=None, n=None)
+    )
+    schema.write_summary(tmp_path, schema.from_rows([*summary[~lost].to_dict("records"), *failed.to_dict("records")]))
+    evidence = load_evidence(tmp_path)
+    told = "tsdfm uniform 8 steps: 2 of 3 networks, without training seed 2 (failed: OutOfMemory: x)."
+    for made in (*Table1().make(evidence), *Figure1().make(evidence)):
+        assert told in made.notes
+    assert not any("networks, without" in note for note in Table1().make(load_evidence(seeded(tmp_path, 3)))[0].notes)
+
+
+def test_ablations_count_the_networks_behind_a_mean(results: Path) -> None:
+    summary = load_evidence(results).summary()
+    lost = (summary["weights"] == "sha256:22abcdef") & (summary["metric"] == "entropy_nats")
+    summary.loc[lost, ["value", "low", "high"]] = np.nan
+    schema.write_summary(results, summary)
+    (table,) = Table2().make(load_evidence(results))
+    assert "tau 0.25: entropy_nats of 2 of 3 networks, the others have none." in table.notes
+    assert sum("of 2 of 3 networks" in note for note in table.notes) == 1
 
 
 def test_one_training_seed_changes_nothing(tmp_path: Path) -> None:

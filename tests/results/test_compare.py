@@ -136,9 +136,14 @@ def networks(cell: Make, values: Sequence[float], run: str = "", **settings: Any
     made: list[dict[str, Any]] = []
     for seed, ppl in enumerate(values):
         name = "runs/x" + (f"-s{seed}" if seed else "")
-        about = {"label": f"dfm[checkpoint={name}]", "cell": f"{run}{seed}", "weights": f"sha256:{run}{seed}"}
+        about = {"checkpoint": name, "cell": f"{run}{seed}", "weights": f"sha256:{run}{seed}"}
         made += cell("dfm", {"s": ppl}, 3.8, steps=8, width=0.005, **{**about, **settings})
     return made
+
+
+def labelled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same with labels that tell the networks apart, so that each has a row of its own."""
+    return [row | {"label": f"dfm[checkpoint={row['checkpoint']}]"} for row in rows]
 
 
 def over_seeds(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> Change:
@@ -150,7 +155,8 @@ def over_seeds(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> Change:
 
 def test_seeds_that_scatter_do_not_separate_recipes_whose_networks_are_apart(cell: Make) -> None:
     a, b = networks(cell, SEEDS, "a"), networks(cell, (46.0, 42.0, 60.0), "b")
-    single = [c for c in changes(a, b).values() if c.seeds is None and c.metric == "gen_ppl/pooled"]
+    single = [c for c in changes(labelled(a), labelled(b)).values() if c.seeds is None and c.metric == "gen_ppl/pooled"]
+    assert len(single) == 2  # the row over seeds has the name of the first
     assert {change.verdict for change in single} <= {"better", "worse", "lower", "higher"}
     change = over_seeds(a, b)
     assert (change.seeds, change.paired, change.verdict) == ((3, 3), True, "not separable")
@@ -165,13 +171,14 @@ def test_seeds_that_scatter_do_not_separate_recipes_whose_networks_are_apart(cel
 def test_a_change_that_every_seed_makes_is_found_by_pairing_them(cell: Make) -> None:
     after = tuple(value * factor for value, factor in zip(SEEDS, (0.899, 0.9, 0.901), strict=True))
     assert over_seeds(networks(cell, SEEDS, "a"), networks(cell, after, "b")).verdict in ("better", "lower")
-    other = [row | {"label": row["label"].replace("-s2", "-s7")} for row in networks(cell, after, "b")]
+    other = [row | {"checkpoint": row["checkpoint"].replace("-s2", "-s7")} for row in networks(cell, after, "b")]
     apart = over_seeds(networks(cell, SEEDS, "a"), other)  # seeds 0, 1 and 7: two independent sets
     assert (apart.paired, apart.verdict) == (False, "not separable")
 
 
 def test_rows_over_seeds_are_a_family_of_their_own(cell: Make) -> None:
     a, b = networks(cell, SEEDS, "a"), networks(cell, (46.0, 42.0, 60.0), "b")
+    a, b = labelled(a), labelled(b)
     with_seeds = compare_runs(schema.from_rows(a), schema.from_rows(b)).changes
     unnamed = [[row | {"label": f"dfm[x={row['cell'][-1]}]"} for row in rows] for rows in (a, b)]
     without = compare_runs(*map(schema.from_rows, unnamed)).changes
@@ -183,6 +190,8 @@ def test_rows_over_seeds_are_a_family_of_their_own(cell: Make) -> None:
 def test_the_same_networks_in_both_runs_are_identical_over_seeds_too(cell: Make) -> None:
     change = over_seeds(networks(cell, SEEDS), networks(cell, SEEDS[:2]))
     assert (change.seeds, change.paired, change.verdict) == ((2, 2), True, "identical")
+    assert change.difference is not None
+    assert change.difference.description.startswith("95 % constant over 2 training seeds")
 
 
 def test_retrained_networks_are_compared_as_recipes_and_not_called_missing(cell: Make) -> None:
@@ -205,8 +214,32 @@ def test_retrained_networks_are_compared_as_recipes_and_not_called_missing(cell:
     assert "one network only: dfm, 8 steps (3 and 1)" in matched_recipes(first, second[:1])[1][0]
 
 
+def test_recipes_are_compared_over_other_sampling_seeds_where_that_leaves_no_choice(cell: Make) -> None:
+    a, b = networks(cell, SEEDS, "a"), networks(cell, (46.0, 42.0, 60.0), "b", seed=1)
+    found = compare_runs(schema.from_rows(a), schema.from_rows(b))
+    assert [change.seeds for change in found.changes if change.metric == "gen_ppl/pooled"] == [(3, 3)]
+    assert (found.only_a, found.only_b) == ([], [])
+    assert "Compared over training seeds though the sampling seed differs: dfm (x), 8 steps." in found.notes
+    more = [*b, *networks(cell, SEEDS, "c", seed=2)]
+    assert not any(c.seeds for c in compare_runs(schema.from_rows(a), schema.from_rows(more)).changes)
+
+
+def test_recipes_with_one_network_only_are_told_apart_and_their_settings_folded(cell: Make) -> None:
+    rows: list[dict[str, Any]] = []
+    for name in ("x", "random"):
+        for steps in (4, 8):
+            made = [row | {"steps": steps} for row in networks(cell, SEEDS, f"{name}{steps}")]
+            rows += [
+                row | {"checkpoint": row["checkpoint"].replace("x", name), "weights": name + row["weights"][-1]}
+                for row in made
+            ]
+    one = [row for row in rows if not row["checkpoint"].endswith(("-s1", "-s2"))]
+    (note,) = (n for n in compare_runs(schema.from_rows(rows), schema.from_rows(one)).notes if "one network" in n)
+    assert note.endswith(": dfm (x), 4 steps and 8 steps; dfm (random), 4 steps and 8 steps (3 and 1).")
+
+
 def test_every_form_of_a_comparison_marks_rows_over_seeds(cell: Make) -> None:
-    a, b = networks(cell, SEEDS, "a"), networks(cell, (46.0, 42.0, 60.0), "b")
+    a, b = (labelled(networks(cell, v, run)) for v, run in ((SEEDS, "a"), ((46.0, 42.0, 60.0), "b")))
     found = compare_runs(schema.from_rows(a), schema.from_rows(b))
     said = comparison_json(found)
     json.dumps(said, allow_nan=False)

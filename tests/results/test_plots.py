@@ -182,12 +182,12 @@ def test_texts_and_lengths_never_share_a_panel(swept: list[dict[str, Any]]) -> N
 LEVELS = (36.0, 40.0, 47.0)
 
 
-def seeded(cell: Make, label: str = "mdlm[checkpoint=runs/x{}]") -> list[dict[str, Any]]:
+def seeded(cell: Make) -> list[dict[str, Any]]:
     """Three networks of one recipe over temperatures and steps, each known to a hundredth, and real text."""
     rows: list[dict[str, Any]] = []
     for seed, level in enumerate(LEVELS):
         suffix = f"-s{seed}" if seed else ""
-        about = {"label": label.format(suffix), "weights": f"sha256:{seed}", "checkpoint": f"runs/x{suffix}"}
+        about = {"weights": f"sha256:{seed}", "checkpoint": f"runs/x{suffix}"}
         for steps in (8, 64):
             for k, t in enumerate((0.7, 1.0)):
                 settings: dict[str, Any] = {"steps": steps, "temperature": t, "calls": steps, "source": "mask"}
@@ -221,19 +221,31 @@ def test_bars_and_readings_over_seeds_are_as_wide_as_the_seeds_say(cell: Make) -
     bars = [line.get_ydata() for line in top.lines if list(line.get_xdata()) == [8, 8]]
     assert any(np.allclose(bar, ends) for bar in bars)
     (frontier,) = draw("frontier", summary)
-    (reading,) = (note for note in frontier.notes if note.startswith("mdlm[checkpoint=runs/x] mask, 8 steps: gen-PPL"))
+    (reading,) = (note for note in frontier.notes if note.startswith("mdlm mask, 8 steps: gen-PPL"))
     value, half = map(float, re.findall(r"gen-PPL ([\d.]+)±([\d.]+)", reading)[0])
     assert 36 < value < 47
     assert half > 8  # t over three seeds; over sequences alone it would be 0.2
 
 
+@pytest.mark.parametrize("kind", ["frontier", "steps", "cost"])
+@pytest.mark.parametrize("seed", "012")
+def test_a_partial_sweep_is_one_line_and_says_which_points_lack_a_network(kind: str, seed: str, cell: Make) -> None:
+    rows = [row for row in seeded(cell) if row["cell"] != f"{seed}81.0"]
+    (drawing,) = draw(kind, schema.from_rows(rows))
+    assert "Networks are missing from mdlm mask, 8 steps (2 of 3)." in drawing.notes
+    whole = draw(kind, schema.from_rows(seeded(cell)))[0]
+    assert not any("are missing from" in note for note in whole.notes)
+    count = {len([line for line in d.figure.axes[0].lines if line.get_linestyle() == "-"]) for d in (drawing, whole)}
+    assert len(count) == 1
+
+
 def test_lines_of_different_networks_are_lines_of_their_own(cell: Make) -> None:
     """One label for two recipes: neither joined up nor named alike."""
-    rows = [row | {"label": row["label"].partition("[")[0]} for row in seeded(cell)]
+    rows = [row | {"checkpoint": row["checkpoint"].replace("x-s1", "y")} for row in seeded(cell)]
     (drawing,) = draw("steps", schema.from_rows([row for row in rows if row["cell"][0] != "2"]))
     words = all_text(drawing.figure)
     assert "mdlm mask, x\n" in words
-    assert "mdlm mask, x-s1" in words
+    assert "mdlm mask, y" in words
 
 
 # ------------------------------------------------------------------------------------------------------- style

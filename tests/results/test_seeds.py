@@ -15,14 +15,15 @@ from tsdfm_bench.results import schema
 from tsdfm_bench.results.claim_file import parse_claims
 from tsdfm_bench.results.claim_table import claims_table
 from tsdfm_bench.results.claims import Verdict, verify
-from tsdfm_bench.results.evidence import Evidence, EvidenceCell, load_evidence
-from tsdfm_bench.results.recipes import Recipe, recipes, with_recipes
+from tsdfm_bench.results.evidence import Evidence, EvidenceCell, Joined, load_evidence
+from tsdfm_bench.results.recipes import Recipe, recipes, with_recipes, without_some
 from tsdfm_bench.results.replicates import Replicates
 from tsdfm_bench.results.seeds import (
     about_seeds,
     by_recipe,
     defaults,
     over_seeds,
+    over_what,
     same_seeds,
     t_change,
     t_interval,
@@ -80,7 +81,7 @@ def cell(method: str, ppl: float, weights: str, **settings: Any) -> list[dict[st
     ]  # fmt: skip
 
 
-def folder(root: Path, seeds: int, variants: bool = True) -> Evidence:
+def folder(root: Path, seeds: int, variants: bool = True, labelled: bool = False) -> Evidence:
     """Students and random picks of several training seeds, each a checkpoint of its own, and one teacher."""
     rows = cell("dfm", 80.0, "fff", steps=1024, calls=300.0)
     known = []
@@ -88,7 +89,8 @@ def folder(root: Path, seeds: int, variants: bool = True) -> Evidence:
         for seed, ppl in enumerate(values[:seeds]):
             stem = name + (f"-s{seed}" if seed else "")
             weights = f"{'abc' if control == 'none' else 'def'}{seed}"
-            rows += cell("tsdfm", ppl, weights, label=f"tsdfm[checkpoint=runs/{stem}]")
+            label = f"tsdfm[checkpoint=runs/{stem}]" if labelled else "tsdfm"
+            rows += cell("tsdfm", ppl, weights, checkpoint=f"runs/{stem}", label=label)
             known.append(
                 {"name": stem, "weights": f"sha256:{weights:0>8}", "method": "tsdfm", "training_seed": seed}
                 | {"settings": {"control": control, "K": 4}, "default": stem == "tsdfm-uniform"}
@@ -130,8 +132,9 @@ def test_seeds_that_scatter_leave_a_claim_open_that_one_seed_would_settle(tmp_pa
     assert "more training seeds would tell" in open_.reason
 
 
-def test_variants_are_found_by_their_settings_though_labels_name_checkpoints(tmp_path: Path) -> None:
-    choice = verdicts(folder(tmp_path, 3))["choice"].instances[0]
+@pytest.mark.parametrize("labelled", [False, True])
+def test_variants_are_found_by_their_settings_though_labels_name_checkpoints(tmp_path: Path, labelled: bool) -> None:
+    choice = verdicts(folder(tmp_path, 3, labelled=labelled))["choice"].instances[0]
     assert choice.value == pytest.approx(100 * (1 - math.prod(STUDENTS) ** (1 / 3) / math.prod(RANDOM) ** (1 / 3)))
     assert sorted(choice.cells["random"]) == ["def0", "def1", "def2"]
 
@@ -158,24 +161,91 @@ def test_the_table_of_claims_says_what_was_measured_published_and_at_which_entro
     assert [row.text("claim") for row in nothing.rows] == ["choice"]
 
 
+def test_names_tell_seeds_apart_in_one_folder_and_a_network_trained_again_is_no_second_seed(tmp_path: Path) -> None:
+    cells = folder(tmp_path, 3, variants=False).cells
+
+    def renamed(name: str, weights: str) -> EvidenceCell:
+        about = {"checkpoint": name, "weights": weights, "cell": weights}
+        return EvidenceCell([{**row, **about} for row in cells[1].rows.values()], None, {}, cells[1].replicates)
+
+    elsewhere = renamed("other/tsdfm-uniform-s4", "w4")
+    assert [[c.id for c in group] for group in by_recipe([*cells[1:4], elsewhere])] == [
+        ["abc0", "abc1", "abc2"],
+        ["w4"],
+    ]
+    again = renamed("runs/tsdfm-uniform", "w0")
+    assert sorted(len(group) for group in by_recipe([*cells[1:4], again])) == [1, 1, 1, 1]
+    many = [renamed(f"runs/tsdfm-uniform-s{seed}", f"w{seed}") for seed in (10, 2, 1)]
+    assert [c.id for c in by_recipe([*many, cells[1]])[0]] == ["abc0", "w1", "w2", "w10"]
+
+
+def test_one_network_under_two_names_counts_once_and_arguments_stay_apart(tmp_path: Path) -> None:
+    evidence = folder(tmp_path, 3)
+
+    def also(network: EvidenceCell, **about: Any) -> EvidenceCell:
+        return EvidenceCell(
+            [{**row, **about} for row in network.rows.values()], None, network.variant, evidence.replicates
+        )
+
+    twice = also(evidence.cells[2], cell="twice", label="tsdfm[checkpoint=runs/mine]", n=256)
+    found = recipes([*evidence.cells, twice])
+    assert [[c.id for c in cell.networks] for cell in found[1:]] == [
+        ["abc0", "twice", "abc2"],
+        ["def0", "def1", "def2"],
+    ]
+    assert [cell.id for cell in recipes([evidence.cells[0], also(evidence.cells[0], cell="x")])] == ["fff"]
+    dice = [also(evidence.cells[0], method="dice", label=f"dice:{n}", weights="none", cell=f"d{n}") for n in (6, 20)]
+    assert [[c.id for c in group] for group in by_recipe(dice)] == [["d6"], ["d20"]]
+
+
 # ----------------------------------------------------------------------------------------------- the t interval itself
 
 
+def test_only_perplexities_times_and_speeds_are_averaged_as_logarithms() -> None:
+    entropies = (3.9, 3.7, 2.1)
+    found = t_interval(entropies, "nats")
+    assert found.value == pytest.approx(np.mean(entropies))
+    assert (found.low, found.high) == pytest.approx(stats.t.interval(0.95, 2, found.value, stats.sem(entropies)))
+    for unit in ("perplexity", "1/s", "s"):
+        assert t_interval((1.0, 4.0), unit).value == pytest.approx(2.0)
+    assert t_interval((0.0, 0.02), "1").value == pytest.approx(0.01)  # a zero changes no scale
+    assert t_interval((0.0001, 0.02), "1").value == pytest.approx(0.01005)
+    other = (3.8, 3.9, 3.85)
+    difference, percent, p = t_change(entropies, other, "nats", paired=False)
+    test = stats.ttest_ind(other, entropies, equal_var=False)
+    assert (difference.low, difference.high) == pytest.approx(tuple(test.confidence_interval()))
+    assert p == pytest.approx(test.pvalue)
+    assert percent is not None
+    assert percent.high == pytest.approx(100 * difference.high / np.mean(entropies))
+    assert over_seeds(entropies, ("x", "y", "z"), 10, unit="nats")[0] == pytest.approx(np.mean(entropies))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_change_from_equal_values_warns_of_nothing_and_rounding_is_no_change() -> None:
+    for one in ((4.0, 4.0, 4.0), (0.1, 0.1, 0.1)):
+        difference, _, p = t_change(one, (4.1, 4.2, 4.5), "nats", paired=False)
+        assert difference.low < difference.value < difference.high
+        assert 0 < p < 1
+    difference, percent, p = t_change((0.1, 0.1, 0.1), (0.1, 0.1), "1", paired=False)
+    assert percent is not None
+    assert (difference.value, percent.value, math.isnan(p)) == (0.0, 0.0, True)
+
+
 def test_the_mean_over_seeds_has_the_t_interval_of_logarithms() -> None:
-    found = t_interval(STUDENTS, n=384)
+    found = t_interval(STUDENTS, "perplexity", n=384)
     logs = np.log(STUDENTS)
     assert found.value == pytest.approx(np.exp(logs.mean()))
     assert (found.low, found.high) == pytest.approx(np.exp(stats.t.interval(0.95, 2, logs.mean(), stats.sem(logs))))
     assert found.description == "95 % t over 3 training seeds (384 sequences)"
-    signed = t_interval((-1.0, 0.5, 2.0))
+    signed = t_interval((-1.0, 0.5, 2.0), "nats")
     assert (signed.low, signed.high) == pytest.approx(stats.t.interval(0.95, 2, 0.5, stats.sem([-1.0, 0.5, 2.0])))
-    assert t_interval((8.0, 8.0)).method == "constant"
-    assert t_interval((1.0, 1e100)).high == math.inf
+    assert t_interval((8.0, 8.0), "1").method == "constant"
+    assert t_interval((1.0, 1e100), "perplexity").high == math.inf
 
 
 @pytest.mark.parametrize("paired", [True, False])
 def test_a_change_is_the_t_test_over_seeds_and_agrees_with_replicates(paired: bool) -> None:
-    difference, percent, p = t_change(STUDENTS, RANDOM, paired=paired)
+    difference, percent, p = t_change(STUDENTS, RANDOM, "perplexity", paired=paired)
     one, two = np.log(STUDENTS), np.log(RANDOM)
     test = stats.ttest_rel(two, one) if paired else stats.ttest_ind(two, one, equal_var=False)
     assert p == pytest.approx(test.pvalue)
@@ -196,12 +266,12 @@ def test_a_change_is_the_t_test_over_seeds_and_agrees_with_replicates(paired: bo
 
 
 def test_a_change_without_spread_or_of_any_sign() -> None:
-    difference, percent, p = t_change((8.0, 8.0), (4.0, 4.0), paired=False)
+    difference, percent, p = t_change((8.0, 8.0), (4.0, 4.0), "1", paired=False)
     assert (difference.value, difference.method) == (pytest.approx(-4.0), "constant")
     assert percent is not None
     assert percent.value == pytest.approx(-50.0)
     assert math.isnan(p)
-    difference, percent, p = t_change((-1.0, 0.5, 2.0), (0.0, 2.0, 3.0), paired=True)
+    difference, percent, p = t_change((-1.0, 0.5, 2.0), (0.0, 2.0, 3.0), "nats", paired=True)
     assert percent is None
     assert difference.value == pytest.approx(7 / 6)
     assert p == pytest.approx(stats.ttest_rel((0.0, 2.0, 3.0), (-1.0, 0.5, 2.0)).pvalue)
@@ -215,7 +285,7 @@ def test_changes_over_three_seeds_cover_what_sequences_alone_miss(paired: bool) 
     for _ in range(400):
         shared = rng.normal(0.0, 0.3, 3) if paired else 0.0
         a, b = (np.exp(level + shared + rng.normal(0.0, 0.1, 3)) for level in (4.0, 4.0 + math.log(0.88)))
-        percent = t_change(a, b, paired=paired)[1]
+        percent = t_change(a, b, "perplexity", paired=paired)[1]
         assert percent is not None
         hits += percent.low <= -12.0 <= percent.high
     assert 0.92 <= hits / 400 <= 0.99  # Welch's test of 3 and 3 is a little cautious
@@ -250,7 +320,7 @@ def test_a_recipe_is_one_cell_with_the_interval_over_seeds(tmp_path: Path, varia
     assert isinstance(students, Recipe)
     assert not isinstance(teacher, Recipe)
     row = students.rows["gen_ppl", "a"]
-    expected = t_interval(STUDENTS)
+    expected = t_interval(STUDENTS, "perplexity")
     assert (row["value"], row["low"], row["high"]) == pytest.approx((expected.value, expected.low, expected.high))
     assert row["high"] / row["low"] > 3  # each network alone is known to half a percent
     assert (row["n"], row["interval"]) == (384, "95 % t over 3 training seeds (384 sequences)")
@@ -260,6 +330,9 @@ def test_a_recipe_is_one_cell_with_the_interval_over_seeds(tmp_path: Path, varia
     assert np.quantile(replicates, [0.025, 0.975]) == pytest.approx((row["low"], row["high"]), rel=0.25)
     assert about_seeds(cell.networks for cell in (teacher, random))[0].startswith("Where a recipe has 3 training seeds")
     assert about_seeds([teacher.networks]) == []
+    assert over_what([students.networks, random.networks]) == "over training seeds"
+    assert over_what([teacher.networks]) == "over sequences"
+    assert over_what([teacher.networks, students.networks]).endswith("training seeds where there are several")
 
 
 def test_what_a_network_lacks_its_recipe_lacks_and_counts_stay_counts(tmp_path: Path) -> None:
@@ -273,6 +346,39 @@ def test_what_a_network_lacks_its_recipe_lacks_and_counts_stay_counts(tmp_path: 
     assert ppl["reason"] == "1 of 3 networks lack it"
     assert np.isnan(replicates.of("abc0+abc1+abc2", "gen_ppl", "a")).all()
     assert set(made["calls"]) == {300.0, 8.0}
+
+
+def test_a_recipe_is_called_alike_at_every_setting_though_a_network_is_missing(tmp_path: Path) -> None:
+    evidence = folder(tmp_path, 3)
+    cells = [*evidence.cells]
+    for steps, seeds in ((4, (1, 2)), (2, (2,))):
+        for cell in evidence.cells[1:4]:
+            if int(cell.id[-1]) in seeds:
+                about = {"steps": steps, "cell": f"{cell.id}/{steps}"}
+                rows = [{**row, **about} for row in cell.rows.values()]
+                cells.append(EvidenceCell(rows, None, cell.variant, Replicates(schema.from_rows(rows))))
+    found = [cell for cell in recipes(cells) if cell.first["checkpoint"] == "runs/tsdfm-uniform"]
+    assert [len(cell.networks) for cell in found] == [3, 2, 1]
+    assert len({tuple(cell.first[name] for name in ("label", "weights", "checkpoint")) for cell in found}) == 1
+    assert found[2].rows["gen_ppl", "a"]["low"] == cells[3].rows["gen_ppl", "a"]["low"]
+    assert found[2].value("gen_ppl", "a")[0] == STUDENTS[2]
+    (made, replicates) = with_recipes(
+        schema.from_rows(row for cell in cells for row in cell.rows.values()), Joined(cells), evidence.variants
+    )
+    assert len(set(made[made["checkpoint"] == "runs/tsdfm-uniform"]["weights"])) == 1
+    assert replicates.behind("abc2/2", "gen_ppl", "a")[0]["checkpoint"] == "runs/tsdfm-uniform-s2"
+    assert without_some(found) == [
+        "tsdfm uniform 4 steps: 2 of 3 networks, without training seed 0.",
+        "tsdfm uniform 2 steps: 1 of 3 networks, without training seed 0, 1.",
+    ]
+
+
+def test_a_recipe_has_as_many_replicates_as_its_networks(tmp_path: Path) -> None:
+    evidence = folder(tmp_path, 3)
+    summary = evidence.summary()
+    _, made = with_recipes(summary, Replicates(summary, resamples=500, seed=7), evidence.variants)
+    assert (made.resamples, made.seed) == (500, 7)
+    assert made.of("abc0+abc1+abc2", "gen_ppl", "a").shape == made.of("fff", "gen_ppl", "a").shape == (500,)
 
 
 def test_one_seed_of_each_leaves_a_summary_as_it_is(tmp_path: Path) -> None:
