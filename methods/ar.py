@@ -23,7 +23,7 @@ from tsdfm_bench.api import MethodInfo, OracleSource, SampleBatch, SampleRequest
 from tsdfm_bench.errors import UsageError
 from tsdfm_bench.methods.builtin import Weighted, finished, parse_options
 from tsdfm_bench.methods.core.denoiser import CausalDenoiser, CausalNetworkDenoiser
-from tsdfm_bench.methods.core.draw import DrawPolicy
+from tsdfm_bench.methods.core.draw import BELOW_ONE, DrawPolicy
 from tsdfm_bench.methods.core.request import refusal
 from tsdfm_bench.methods.core.sharpen import Sharpen
 
@@ -103,16 +103,19 @@ class AR(Weighted):
             return tokens
         sharpen = Sharpen(request.temperature, request.top_p, request.top_p_rule)
         policy = DrawPolicy(request.draw)
-        uniforms = streams.uniform("token", 0, request.length)  # one per token, all drawn at once
+        uniforms = streams.uniform("token", 0, request.length).clamp_max_(BELOW_ONE).split(1, dim=1)  # one per token
+        written = [tokens[:, :begin]]
         memory = self.denoiser.begin(request.batch, request.length)
         logits = self.denoiser.next_logits(memory, tokens[:, :begin])
         for place in range(begin, request.length):
-            token = policy.from_logits(logits, sharpen, uniforms[:, place])
-            tokens[:, place] = token if kept is None else torch.where(kept[:, place], tokens[:, place], token)
+            token = policy.from_logits(logits, sharpen, uniforms[place])
+            if kept is not None:
+                token = torch.where(kept[:, place, None], tokens[:, place, None], token)
+            written.append(token)
             if place + 1 < request.length:
-                logits = self.denoiser.next_logits(memory, tokens[:, place : place + 1])
+                logits = self.denoiser.next_logits(memory, token)
         policy.check()
-        return tokens
+        return torch.cat(written, dim=1)
 
     def _pinned(self, request: SampleRequest) -> Tensor | None:
         return None if request.pinned is None else request.pinned.bool().to(self.device)

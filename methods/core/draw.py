@@ -37,7 +37,7 @@ _MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX2 = 0x94D049BB133111EB - (1 << 64)
 _RACE_ELEMENTS = 1 << 19
 _FLAT_ELEMENTS = 1 << 15  # fewer are summed faster in one go, on a CPU
-_BELOW_ONE = 1 - 2.0**-50
+BELOW_ONE = 1 - 2.0**-50  # times a sum of about 1 it is below the sum
 
 
 def inverse_cdf(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,6 +137,7 @@ class DrawPolicy:
             raise unknown_name("draw", name, DRAWS)
         self.name = name
         self._sum = torch.zeros((), dtype=torch.float64)  # of all that was watched
+        self._levels: list[Tensor] = []  # of `from_logits`, not yet in the sum
 
     @property
     def legacy(self) -> bool:
@@ -165,25 +166,25 @@ class DrawPolicy:
         return chosen, total
 
     def from_logits(self, logits: Tensor, sharpen: Sharpen, u: Tensor) -> Tensor:
-        """One token per row from logits, for few rows at a time: as few operations as there can be.
+        """One token per row from logits, for few rows at a time, again and again: as few operations as there can be.
 
         Without a nucleus the probabilities are a softmax in the logits' own precision, and their sums fp64.
 
         Args:
             logits: (n, K) floating point; not changed.
             sharpen: temperature and nucleus.
-            u: (n,) fp64 in (0, 1), one uniform per draw.
+            u: (n, 1) fp64 in (0, `BELOW_ONE`], one uniform per draw.
 
         Returns:
-            (n,) int64 in [0, K).
+            (n, 1) int64 in [0, K).
         """
         if self.legacy or not sharpen.smooth or plain():
-            return self.categorical(sharpen.weights(logits), u)
+            return self.categorical(sharpen.weights(logits), u.squeeze(1))[:, None]
         p = torch.softmax(logits if sharpen.temperature == 1 else logits / sharpen.temperature, dim=-1)
         cdf = p.cumsum(dim=-1, dtype=torch.float64)
-        level = u[:, None].clamp_max(_BELOW_ONE) * cdf[:, -1:]  # the sum is about 1, so this is below it
-        self.watch(level)
-        return torch.searchsorted(cdf, level, right=True).clamp_max_(logits.shape[1] - 1).squeeze(1)
+        level = u * cdf[:, -1:]  # the sum is about 1, so this is below it
+        self._levels.append(level)
+        return torch.searchsorted(cdf, level, right=True).clamp_max_(logits.shape[1] - 1)
 
     def watch(self, values: Tensor) -> None:
         """Remember whether all of these were finite; the answer stays on the device until `check`.
@@ -197,6 +198,9 @@ class DrawPolicy:
 
     def check(self) -> None:
         """Raise PluginError if anything drawn from or watched so far was not finite."""
+        if self._levels:
+            self.watch(torch.cat(self._levels))
+            self._levels = []
         if not math.isfinite(self._sum.item()):
             raise PluginError(
                 "the network returned logits that are not finite (nan or inf): its weights are damaged or overflow in"

@@ -142,7 +142,7 @@ def test_the_arithmetic_is_the_plain_one(switch):
     for value in ("0", "1"):
         switch(value)
         policy = DrawPolicy()
-        found.append((inverse_cdf(weights, u), policy.from_logits(logits, Sharpen(), u), log_sum_exp(logits)))
+        found.append((inverse_cdf(weights, u), policy.from_logits(logits, Sharpen(), u[:, None]), log_sum_exp(logits)))
         policy.check()
     (fast, fast_drawn, fast_total), (slow, slow_drawn, slow_total) = found
     assert torch.equal(fast[0], slow[0])
