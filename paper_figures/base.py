@@ -159,11 +159,14 @@ def plain_draws(cell: EvidenceCell) -> bool:
     return first["temperature"] in (None, 1.0) and first["top_p"] is None and first["draw"] in ("", "fp64")
 
 
+def without_options(cell: EvidenceCell) -> bool:
+    """Whether a method was run as it is by default, from whatever checkpoint."""
+    return not {*cell.options} - {"checkpoint"}
+
+
 def _standing(cells: list[EvidenceCell]) -> list[EvidenceCell]:
     """Cells that stand for their method: without options, or known to be one of several seeds of a default recipe."""
-    drawn = [
-        c for c in cells if plain_draws(c) and c.first["checkpoint"] != "oracle" and not {*c.options} - {"checkpoint"}
-    ]
+    drawn = [c for c in cells if plain_draws(c) and c.first["checkpoint"] != "oracle" and without_options(c)]
     plain = {(cell.first["method"], cell.first["weights"]) for cell in drawn if not cell.options}
     found = []
     for group in by_recipe(defaults(drawn)):

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from tsdfm_bench.paper_figures.base import Made, NothingToDraw
+from tsdfm_bench.paper_figures.base import Made, NothingToDraw, without_options
 from tsdfm_bench.results import plots
 from tsdfm_bench.results.evidence import Evidence, EvidenceCell
 from tsdfm_bench.results.seeds import defaults
@@ -51,7 +51,7 @@ def _swept(cells: list[EvidenceCell]) -> list[EvidenceCell]:
 
 def _without_options(cells: list[EvidenceCell]) -> list[EvidenceCell]:
     """Methods as they are by default: variants of a solver would be a line each."""
-    return [cell for cell in cells if not {*cell.options} - {"checkpoint"}]
+    return [cell for cell in cells if without_options(cell)]
 
 
 def _drawn(
