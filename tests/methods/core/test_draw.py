@@ -32,15 +32,17 @@ def test_inverse_cdf_is_the_first_token_above_the_level(size):
     assert (weights.gather(1, chosen[:, None]) > 0).all()
 
 
-def test_inverse_cdf_at_the_edges_never_returns_weight_zero():
+def test_inverse_cdf_at_the_edges_never_returns_weight_zero(monkeypatch):
     weights = torch.zeros(4, 130, dtype=torch.float64)
     weights[0, 100] = 1.0
     weights[1, [3, 129]] = torch.tensor([1e-300, 1.0], dtype=torch.float64)
     weights[2, 64] = 5e-324
     weights[3, [0, 128]] = torch.tensor([1.0, 1e-18], dtype=torch.float64)
     for u in (2.0**-53, 0.5, 1 - 2.0**-53):
-        chosen, _ = draw.inverse_cdf(weights, torch.full((4,), u, dtype=torch.float64))
-        assert (weights.gather(1, chosen[:, None]) > 0).all()
+        for flat in (0, 1 << 15):
+            monkeypatch.setattr(draw, "_FLAT_ELEMENTS", flat)
+            chosen, _ = draw.inverse_cdf(weights, torch.full((4,), u, dtype=torch.float64))
+            assert (weights.gather(1, chosen[:, None]) > 0).all()
     nothing, _ = draw.inverse_cdf(torch.zeros(1, 130, dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64))
     assert 0 <= int(nothing) < 130
 
@@ -63,6 +65,18 @@ def test_fp64_reaches_tokens_that_the_race_cannot():
     best_case = torch.tensor([[0.0, 1 - 2.0**-24]])  # the uniforms most favourable to the rare token
     noise = 1e-10 - (best_case + 1e-10).log()
     assert (weights.float() / noise).argmax() == 0
+
+
+@pytest.mark.parametrize("rows", [1, 64])
+def test_a_rare_token_is_drawn_from_logits(rows):
+    """Its weight is below the rounding of an fp32 sum, behind a token that has nearly all of the mass."""
+    rare = math.exp(-25)
+    logits = torch.full((rows, 2048), -60.0)
+    logits[:, 64] = 0
+    logits[:, 127] = -25
+    for u, token in ((1 - rare / 2, 127), (1 - 2 * rare, 64)):
+        chosen = DrawPolicy().from_logits(logits, Sharpen(), torch.full((rows, 1), u, dtype=torch.float64))
+        assert chosen.tolist() == [[token]] * rows
 
 
 def test_race_has_the_bias_of_its_closed_form(monkeypatch):
