@@ -27,6 +27,10 @@ class CompassError(BenchError):
     """An energy compass failed its checks, so no student is taught with it."""
 
 
+class MatchError(BenchError):
+    """A control cannot be made equal to what it controls for."""
+
+
 class CheckpointError(BenchError):
     """Weights are missing, truncated, altered, or of another shape than their configuration says."""
 

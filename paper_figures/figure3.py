@@ -24,6 +24,7 @@ NAMES = {
     "none": "shaped (default)",
     "unshaped": "unshaped",
     "entropy_matched": "entropy-matched",
+    "certainty_matched": "certainty-matched",
     "flop_matched": "FLOP-matched",
     "random_pick": "random pick",
     "argmax_pick": "worst pick",

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from tsdfm_bench.api import Task
-from tsdfm_bench.errors import CheckpointError, CompassError, UsageError
+from tsdfm_bench.errors import CheckpointError, CompassError, MatchError, UsageError
 from tsdfm_bench.methods.nets.causal import CausalTransformer
 from tsdfm_bench.methods.nets.compass import Compass
 from tsdfm_bench.methods.nets.pretrained import CONFIG_FILE, PretrainedNetwork, read_config, replace_file
@@ -197,6 +197,7 @@ def train_stage(
     Raises:
         CheckpointError: a needed stage is missing or damaged.
         CompassError: the stage's compass failed its checks.
+        MatchError: no temperature gives the stage the entropy it is to have.
         FloatingPointError: the training diverged; the last good state stays.
     """
     missing = missing_needs(stage, folder)
@@ -279,14 +280,14 @@ def train_recipe(
             refused[stage.name] = f"stage '{stage.name}' is not trained: it needs '{held[0]}'"
             continue
         if stage.match:
-            announce(f"{stage.name}: the temperature of '{stage.start_from}' at the entropy of '{stage.match}'")
+            announce(f"{stage.name}: '{stage.start_from}' at the temperature of equal entropy to '{stage.match}'")
         elif stage.cost_of:
             announce(f"{stage.name}: as many steps as cost what '{stage.cost_of}' cost")
         else:
             announce(f"{stage.name}: {recipe.training_of(stage).steps:,} steps")
         try:
             train_stage(stage, recipe, text, folder, report, judge)
-        except CompassError as error:
+        except (CompassError, MatchError) as error:
             refused[stage.name] = str(error)
             continue
         if stage.kind == "compass":

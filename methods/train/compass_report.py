@@ -229,7 +229,7 @@ def _choice(
     x_1 = text.windows("validation", draws)
     # states are judged between tau and 7/8: later there is nothing left to finish
     arrival = (
-        tau + (0.875 - tau) * draws.uniform("arrival", 1)[:, 0] if tau < 0.875 else torch.full_like(x_1[:, 0], 0.9)
+        tau + (0.875 - tau) * draws.uniform("arrival", 1)[:, 0] if tau < 0.875 else torch.full_like(x_1[:, 0], 0.9, dtype=torch.float64)
     )
     arrival = arrival.double()
     h = torch.minimum(arrival, torch.full_like(arrival, 0.25))

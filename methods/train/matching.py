@@ -1,34 +1,67 @@
-"""The control "entropy-matched": FS-DFM made as certain as TS-DFM by temperature alone (arXiv 2605.07924).
+"""Two controls: FS-DFM made like TS-DFM by temperature alone (arXiv 2605.07924).
 
-Choosing the candidate of lowest energy may do nothing but lower the entropy. So the unshaped student is given the
-temperature T at which its predictions are, on the average, as certain as the shaped student's on the same states:
+Choosing the candidate of lowest energy may do nothing but lower the entropy. So the unshaped student is given one
+temperature T, at which
 
-    mean over windows, positions and steps of H(softmax(l_F(x_t; t, h) / T)) = the same of H(softmax(l_S(x_t; t, h)))
+    samples        the mean entropy of its 8-step samples is the shaped student's: "entropy-matched". The samples are
+                   development samples, from streams that no reported row draws from, and no scorer reads them
+    predictions    its predictions are, on the average, as certain as the shaped student's on the same states, held-out
+                   text noised to t = 0, 1/8, .., 7/8, at h = 1/8: "certainty-matched"
 
-with h = 1 / 8, t = 0, 1/8, .., 7/8 and x_t noised from held-out text. No sampled text takes part, so T is not chosen on
-the result. H rises with T; it is found by bisection. Logits are a linear map of the last layer, so the tempered student
-is a checkpoint of its own: that map divided by T.
+The second needs no samples, but it does not give the samples the same entropy: what narrows is the student's own
+trajectory, which held-out states do not show. Logits are a linear map of the last layer, so the tempered student is a
+checkpoint of its own: that map divided by T, found by bisection.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tsdfm_bench.errors import CheckpointError
+from tsdfm_bench.api import SampleRequest
+from tsdfm_bench.errors import MatchError
+from tsdfm_bench.methods.fsdfm import FSDFM
 from tsdfm_bench.methods.nets.dit import DiT
 from tsdfm_bench.methods.nets.pretrained import read_config
 from tsdfm_bench.methods.train.data import Draws, TrainingText
 from tsdfm_bench.methods.train.objectives import noise
 from tsdfm_bench.methods.train.recipe import Stage
 from tsdfm_bench.methods.train.shortcut import without_mask
+from tsdfm_bench.methods.train.trajectories import unigram_entropy
+from tsdfm_bench.rng import Streams
 
 STEPS = 8
 WINDOWS = 32
-LOWEST, HIGHEST, HALVINGS = 0.2, 5.0, 20
+SAMPLES, TOGETHER = 512, 64
+LOWEST, HIGHEST = 0.2, 5.0
+HALVINGS = 12  # T to a thousandth
+TOLERANCE_NATS = 0.02
+
+
+@torch.no_grad()
+def sampled_entropy(network: DiT, source: str, length: int, temperature: float = 1.0) -> float:
+    """Mean entropy in nats of the tokens of each of 512 development samples of a student at 8 steps.
+
+    Args:
+        network: step-aware.
+        source: "uniform" or "mask".
+        length: tokens per sample.
+        temperature: of sampling.
+    """
+    device = next(network.parameters()).device
+    sampler = FSDFM.from_network(network, {"network": asdict(network.config)}, source, str(device), {})
+    total = 0.0
+    for first in range(0, SAMPLES, TOGETHER):
+        streams = Streams.of(0, "entropy-matching", TOGETHER, first, device)
+        batch = sampler.sample(SampleRequest(streams, length, STEPS, temperature, source=source))
+        total += float(unigram_entropy(batch.tokens).sum())
+    return total / SAMPLES
 
 
 @torch.inference_mode()
@@ -55,30 +88,43 @@ def mean_entropy(logits: Tensor, temperature: float = 1.0) -> float:
     return total / logits.shape[0]
 
 
-def matching_temperature(logits: Tensor, entropy: float) -> float:
-    """T at which `mean_entropy` is `entropy`, within [0.2, 5] (an end of it if none is inside)."""
-    low, high = LOWEST, HIGHEST
+def matching_temperature(entropy: Callable[[float], float], wanted: float) -> tuple[float, float]:
+    """T in [0.2, 5] at which an entropy that grows with T comes nearest to a value, and what it is there.
+
+    Bisection from 1 up or down; the entropy of samples is a little rough, so the nearest of all that were tried counts.
+    """
+    tried = {1.0: entropy(1.0)}
+    low, high = (1.0, HIGHEST) if tried[1.0] < wanted else (LOWEST, 1.0)
     for _ in range(HALVINGS):
         middle = (low * high) ** 0.5
-        low, high = (middle, high) if mean_entropy(logits, middle) < entropy else (low, middle)
-    return (low * high) ** 0.5
+        tried[middle] = entropy(middle)
+        low, high = (middle, high) if tried[middle] < wanted else (low, middle)
+    return min(tried.items(), key=lambda item: abs(item[1] - wanted))
 
 
 def match_entropy(stage: Stage, text: TrainingText, folder: Path, device: str) -> float:
-    """Write the checkpoint of an entropy-matched stage; returns its temperature.
+    """Write the checkpoint of a stage with `match`; returns its temperature.
 
     Raises:
-        CheckpointError: no temperature in [0.2, 5] gives the entropy.
+        MatchError: no temperature in [0.2, 5] gives the entropy.
     """
     student = DiT.from_pretrained(folder / stage.start_from, device)
     shaped = DiT.from_pretrained(folder / stage.match, device)
-    logits, wanted = held_out_logits(student, text), mean_entropy(held_out_logits(shaped, text))
-    temperature = matching_temperature(logits, wanted)
-    reached = mean_entropy(logits, temperature)
-    if abs(reached - wanted) > 0.01 * max(wanted, 0.1):
-        raise CheckpointError(
+    if stage.match_on == "samples":
+        what = f"mean entropy of the tokens of each of {SAMPLES} development samples at {STEPS} steps"
+        entropy = partial(sampled_entropy, student, stage.source, text.length)
+        wanted = sampled_entropy(shaped, stage.source, text.length)
+    else:
+        what = f"mean entropy of the predictions on {STEPS * WINDOWS} noised held-out windows at h = 1/{STEPS}"
+        entropy = partial(mean_entropy, held_out_logits(student, text))
+        wanted = mean_entropy(held_out_logits(shaped, text))
+    before = entropy(1.0)
+    temperature, reached = matching_temperature(entropy, wanted)
+    if abs(reached - wanted) > TOLERANCE_NATS:
+        raise MatchError(
             f"stage '{stage.name}': no temperature from {LOWEST:g} to {HIGHEST:g} gives '{stage.start_from}' the "
-            f"entropy of '{stage.match}' ({wanted:.3f} nats; {reached:.3f} at {temperature:.3g})"
+            f"entropy of '{stage.match}' ({wanted:.3f} nats; {before:.3f} at 1, {reached:.3f} at {temperature:.3g}): "
+            f"{what}"
         )
     with torch.no_grad():
         for parameter in student.output.linear.parameters():
@@ -88,9 +134,10 @@ def match_entropy(stage: Stage, text: TrainingText, folder: Path, device: str) -
     about["recipe"] = {**about["recipe"], "stage": stage.model_dump(exclude_defaults=True)}
     about["matched"] = {
         "temperature": round(temperature, 5),
-        "entropy_nats": round(wanted, 5),
-        "entropy_before_nats": round(mean_entropy(logits), 5),
-        "what": f"mean entropy of the predictions on {STEPS * WINDOWS} noised held-out windows at h = 1/{STEPS}",
+        "wanted_nats": round(wanted, 5),
+        "reached_nats": round(reached, 5),
+        "before_nats": round(before, 5),
+        "what": what,
         "of": stage.match,
     }
     student.save_pretrained(folder / stage.name, about, torch.bfloat16)

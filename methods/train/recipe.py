@@ -30,6 +30,9 @@ NETWORK, SCORER = "network:", "scorer:"
 TABLES = ("options", "shaping", "training")
 """Tables of a stage that are merged with those of the stage it is like."""
 
+OF_SEED = ("start_from", "match")
+"""Stages named by a stage, of which it takes the one of its own seed."""
+
 CONTROL_OF_RULE = {"random": "random_pick", "argmax": "argmax_pick", "shuffled": "shuffled_energy"}
 
 
@@ -84,8 +87,9 @@ class Stage(_Strict):
         builder: name of a student stage whose jumps are a compass's negatives; default: the teacher's.
         blocks: of the compass, copied from the teacher.
         cost_of: name of a shaped stage: this one is trained for as many steps as cost the same operations.
-        match: name of a shaped stage: this one is `start_from` at the temperature at which its predictions on held-out
-            text have that one's entropy; nothing is trained.
+        match: name of a shaped stage: this one is `start_from` at the temperature that gives it that one's entropy;
+            nothing is trained.
+        match_on: entropy of "samples" or of "predictions" on held-out text, see `matching`.
         variant: name of the ablation variant it is one seed of; set by `seeds`.
         draws: what names the random numbers of its training; default: its own name.
         options: of the objective (loss_name, parameterisation, rule, h_law, small_h_target, path_weight, ...).
@@ -103,6 +107,7 @@ class Stage(_Strict):
     builder: str = ""
     cost_of: str = ""
     match: str = ""
+    match_on: Literal["samples", "predictions"] = "samples"
     variant: str = ""
     draws: str = ""
     despite_checks: bool = False
@@ -126,8 +131,10 @@ class Stage(_Strict):
     @property
     def control(self) -> str:
         """What it controls in an ablation, as in `variants.json`; "none" for the method itself."""
+        if self.match:
+            return "entropy_matched" if self.match_on == "samples" else "certainty_matched"
         if self.kind == "fsdfm":
-            return "entropy_matched" if self.match else "flop_matched" if self.cost_of else "unshaped"
+            return "flop_matched" if self.cost_of else "unshaped"
         rule = str(self.shaping.get("rule", "argmin"))
         judged = "oracle" if self.compass == ORACLE else "none" if self.compass_stage else "scorer"
         return CONTROL_OF_RULE.get(rule, judged)
@@ -236,11 +243,14 @@ class Recipe(_Strict):
 def spell_out(stages: list[Any]) -> list[Any]:
     """The tables of a recipe file with `like` and `seeds` carried out.
 
+    A seed's stage starts from, and is matched to, the stages of its own seed where there are any.
+
     Raises:
         ValueError: a stage is like none that stands before it, or a seed is no whole number.
     """
     known: dict[str, dict[str, Any]] = {}
     found: list[Any] = []
+    made: set[str] = set()
     for given in stages:
         if not isinstance(given, dict):
             return stages  # what is wrong is said by the model
@@ -259,10 +269,14 @@ def spell_out(stages: list[Any]) -> list[Any]:
         for place, seed in enumerate(seeds):
             if seed is None:
                 found.append(table)
+                made.add(name)
                 continue
             training = {**table.get("training", {}), "seed": seed}
-            own = name if place == 0 else f"{name}-s{seed}"
-            found.append({"draws": name, **table, "name": own, "variant": name, "training": training})
+            suffix = f"-s{seed}" if place else ""
+            named = {key: own for key in OF_SEED if key in table and (own := f"{table[key]}{suffix}") in made}
+            one = {"draws": name, **table, **named, "name": name + suffix, "variant": name, "training": training}
+            found.append(one)
+            made.add(name + suffix)
     return found
 
 

@@ -10,8 +10,13 @@ time is at least tau, the candidate of lowest energy is taken:
                   ("curriculum")
 
 The paper's full text was not available; every choice is a named option with this project's default
-(K 4, tau 0.5 on the midpoint's time, argmin, seq_to_token). `random`, `argmax` and `shuffled` are controls: the
-same code path with no information, the opposite sign, and energies permuted among the candidates.
+(K 4, tau 0.5 on the midpoint's time, argmin, seq_to_token). `softmax` draws k with probability proportional to
+exp(-E / T), and k_i to exp(-e_i / T), where argmin takes the lowest.
+
+Controls: `argmax` is the same code path with the opposite sign; `random` and `shuffled` (energies permuted among the
+candidates) know nothing of the states. These two pick whole candidates under every policy: positions jump
+independently, so tokens mixed blindly have the law of one candidate, and the guard, which looks at true energies, must
+not choose.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ Energy = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 POLICIES = ("seq", "token", "seq_to_token")
 RULES = ("argmin", "softmax", "argmax", "random", "shuffled")
+INFORMED = ("argmin", "softmax", "argmax")
 GATES = ("midpoint_time", "row_start_time")
 SWITCHES = ("time", "midpoint_index", "curriculum")
 
@@ -116,24 +122,24 @@ class ShapingChooser:
         pool, source, time = states[:, gated], origin[gated], state_time[gated]
         rows = pool.shape[1]
         token_energy = self._energies(pool, differs[:, gated], time, source)
-        finite = torch.isfinite(token_energy)
-        if not finite.all():
-            bad = torch.zeros_like(allowed)
-            bad[gated] = ~finite.all(dim=2).all(dim=0)
-            raise FloatingPointError(
-                f"the compass gave an energy that is not finite at jump {index + 1} in {draws.describe(bad)}"
-            )
-        ranking = self._ranking(token_energy, gated, draws, index)  # (K, rows, length), lower wins
-        sequence = ranking.mean(dim=-1)
-        best = sequence.argmin(dim=0)
+        _require_finite(token_energy, gated, allowed, draws, index)
+        best = self._sequence_picks(token_energy, gated, draws, index)
         chosen = pool[best, torch.arange(rows, device=pool.device)]
         token_wise = {
             "seq": torch.zeros(rows, dtype=torch.bool, device=pool.device),
             "token": torch.ones(rows, dtype=torch.bool, device=pool.device),
             "seq_to_token": self._switched(time, index, draws),
         }[config.policy]
-        if config.rule in ("argmin", "argmax", "shuffled") and token_wise.any():
-            chosen = self._mix(pool, ranking, sequence, chosen, token_wise, time, source)
+        if config.rule in INFORMED and token_wise.any():
+            picks = self._token_picks(token_energy, gated, draws, index)
+            mixture = pool.gather(0, picks[None]).squeeze(0)
+            accept = token_wise.clone()
+            if config.token_guard:
+                asked = token_wise.nonzero().squeeze(1)
+                energy = self.energy(mixture[asked], time[asked], source[asked])
+                _require_finite(energy[None], gated[asked], allowed, draws, index)
+                accept[asked] = self._passes(energy, token_energy[:, asked])
+            chosen = torch.where(accept[:, None], mixture, chosen)
         result[gated] = chosen
         return result
 
@@ -156,39 +162,51 @@ class ShapingChooser:
         )
         return torch.full_like(time, over, dtype=torch.bool)
 
-    def _ranking(self, energy: Tensor, gated: Tensor, draws: Draws, index: int) -> Tensor:
-        """Token scores whose mean ranks candidates (lower wins) under the selection rule."""
-        rule = self.config.rule
+    def _sequence_picks(self, energy: Tensor, gated: Tensor, draws: Draws, index: int) -> Tensor:
+        """The candidate of each row under the selection rule, (rows,) int64, from token energies (K, rows, length)."""
+        rule, whole = self.config.rule, energy.mean(dim=-1)
         if rule == "argmin":
-            return energy
+            return whole.argmin(dim=0)
         if rule == "argmax":
-            return -energy
+            return whole.argmax(dim=0)
         uniform = draws.uniform(f"select{index}", energy.shape[0])[gated].T  # (K, rows)
         if rule == "shuffled":
-            order = uniform.argsort(dim=0)[:, :, None].expand_as(energy)
-            return energy.gather(0, order)
+            return whole.gather(0, uniform.argsort(dim=0)).argmin(dim=0)
         gumbel = -torch.log(-torch.log(uniform))
         if rule == "random":
-            return -gumbel[:, :, None].expand_as(energy).to(energy.dtype)
-        perturbed = energy.mean(dim=-1).double() / self.config.selection_temperature - gumbel
-        return perturbed[:, :, None].expand_as(energy)
+            return gumbel.argmax(dim=0)
+        return (gumbel - whole.double() / self.config.selection_temperature).argmax(dim=0)
 
-    def _mix(
-        self,
-        pool: Tensor,
-        ranking: Tensor,
-        sequence: Tensor,
-        chosen: Tensor,
-        token_wise: Tensor,
-        time: Tensor,
-        source: Tensor,
-    ) -> Tensor:
-        """The token-wise mixture on rows where it is asked for and passes the guard."""
-        mixture = pool.gather(0, ranking.argmin(dim=0, keepdim=True)).squeeze(0)
-        accept = token_wise.clone()
-        if self.config.token_guard:
-            rows = token_wise.nonzero().squeeze(1)
-            energy = self.energy(mixture[rows], time[rows], source[rows]).mean(dim=-1)
-            sign = -1.0 if self.config.rule == "argmax" else 1.0
-            accept[rows] = sign * energy <= sequence[:, rows].min(dim=0).values
-        return torch.where(accept[:, None], mixture, chosen)
+    def _token_picks(self, energy: Tensor, gated: Tensor, draws: Draws, index: int) -> Tensor:
+        """The candidate of each position under an informed rule, (rows, length) int64."""
+        rule = self.config.rule
+        if rule == "argmin":
+            return energy.argmin(dim=0)
+        if rule == "argmax":
+            return energy.argmax(dim=0)
+        candidates, rows, length = energy.shape
+        uniform = draws.uniform(f"select{index}/token", candidates * length)[gated]
+        gumbel = -torch.log(-torch.log(uniform)).view(rows, candidates, length).transpose(0, 1)
+        return (gumbel - energy.double() / self.config.selection_temperature).argmax(dim=0)
+
+    def _passes(self, mixture: Tensor, candidates: Tensor) -> Tensor:
+        """Whether a mixture's energy is no higher than any candidate's (no lower, under argmax), (rows,) bool.
+
+        Args:
+            mixture: token energies (rows, length).
+            candidates: token energies (K, rows, length).
+        """
+        sign = -1.0 if self.config.rule == "argmax" else 1.0
+        return sign * mixture.mean(dim=-1) <= (sign * candidates.mean(dim=-1)).min(dim=0).values
+
+
+def _require_finite(energy: Tensor, rows: Tensor, allowed: Tensor, draws: Draws, index: int) -> None:
+    """Refuse energies (K, n, length) of some rows (n,) of a batch with NaN or infinity; `allowed` is (batch,)."""
+    finite = torch.isfinite(energy)
+    if finite.all():
+        return
+    bad = torch.zeros_like(allowed)
+    bad[rows] = ~finite.all(dim=2).all(dim=0)
+    raise FloatingPointError(
+        f"the compass gave an energy that is not finite at jump {index + 1} in {draws.describe(bad)}"
+    )

@@ -182,11 +182,13 @@ def test_gate_looks_at_the_time_it_is_told_to() -> None:
         assert result.tolist() == ([[0, 4, 0]] if shaped else STATES[0].tolist())
 
 
+@pytest.mark.parametrize("policy", ["seq", "token", "seq_to_token"])
 @pytest.mark.parametrize("rule", ["random", "shuffled"])
-def test_uninformed_rules_pick_every_candidate_equally_often(rule: str) -> None:
+def test_uninformed_rules_pick_every_candidate_equally_often(rule: str, policy: str) -> None:
+    """At time 0.9 seq_to_token is token-wise, and the guard would let through what has a low energy."""
     rows = 3000
     states = STATES.expand(3, rows, 3)
-    picked = choose(states, 0.5, policy="seq", rule=rule)
+    picked = choose(states, 0.9, policy=policy, rule=rule)
     counts = [(picked == STATES[k]).all(dim=1).sum().item() for k in range(3)]
     assert sum(counts) == rows
     assert stats.chisquare(counts).pvalue > 1e-3
@@ -198,6 +200,29 @@ def test_softmax_rule_has_its_law() -> None:
     counts = [(picked == STATES[k]).all(dim=1).sum().item() for k in range(3)]
     law = torch.softmax(-STATES.double().mean(-1)[:, 0] / 0.7, 0)
     assert stats.chisquare(counts, (law * rows).numpy()).pvalue > 1e-3
+
+
+def test_softmax_rule_draws_every_position_by_its_own_energy() -> None:
+    rows = 6000
+    options = {"policy": "token", "rule": "softmax", "selection_temperature": 2.0, "token_guard": False}
+    picked = choose(STATES.expand(3, rows, 3), 0.5, **options)
+    weights = torch.softmax(-STATES[:, 0].double() / 2, dim=0)
+    for position in range(3):
+        law: dict[int, float] = {}
+        for token, p in zip(STATES[:, 0, position].tolist(), weights[:, position].tolist(), strict=True):
+            law[token] = law.get(token, 0.0) + p
+        counts = [(picked[:, position] == token).sum().item() for token in law]
+        assert stats.chisquare(counts, [p * rows for p in law.values()]).pvalue > 1e-3
+    pairs = torch.stack([picked[:, 0], picked[:, 1]]).double()
+    assert abs(torch.corrcoef(pairs)[0, 1]) < 0.05
+
+
+def test_softmax_rule_keeps_a_drawn_candidate_where_the_guard_refuses() -> None:
+    picked = choose(STATES.expand(3, 500, 3), 0.5, policy="token", rule="softmax", selection_temperature=2.0)
+    candidate = (picked[None] == STATES).all(dim=2).any(dim=0)
+    assert (picked[~candidate].double().mean(dim=1) <= 4 / 3).all()
+    assert candidate.any()
+    assert not candidate.all()
 
 
 @pytest.mark.parametrize(
@@ -214,6 +239,16 @@ def test_softmax_rule_has_its_law() -> None:
 def test_impossible_shaping_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=next(iter(options)).split("_")[0]):
         ShapingConfig(**options)  # type: ignore[arg-type]
+
+
+def test_a_mixture_of_non_finite_energy_is_an_error() -> None:
+    def sick(states: Tensor, time: Tensor, origin: Tensor) -> Tensor:
+        mixed = (states == torch.tensor([0, 1, 0])).all(dim=1, keepdim=True)
+        return torch.where(mixed, float("nan"), states.float())
+
+    chooser = ShapingChooser(ShapingConfig(tau=0.0, candidates=3, policy="token"), sick)
+    with pytest.raises(FloatingPointError, match=r"not finite at jump 2 in 1 of 1 windows"):
+        chooser(STATES, STATES[0], torch.ones(1), torch.ones(1), 1, Draws(0, "n", 0, 1))
 
 
 def test_non_finite_energy_is_an_error() -> None:
