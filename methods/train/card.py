@@ -53,12 +53,18 @@ def about_weights(
     if stage.kind == "sedd":
         about["parameterisation"] = stage.options.get("parameterisation", "score")
         about["schedule"] = "log-linear"
+    about["needed"] = needed_weights(stage, folder)
     if stage.kind == "compass":
-        about["teacher_hash"] = weights_hash(folder / stage.teacher)
+        about["teacher_hash"] = about["needed"][stage.teacher]
     start = stage.start_from or stage.teacher
     if start:
         about["tokens_seen_before"] = total_tokens(folder / start)
     return about
+
+
+def needed_weights(stage: Stage, folder: Path) -> dict[str, str]:
+    """The networks a stage is made from, by hash: stage name -> "sha256:..."."""
+    return {name: weights_hash(folder / name) for name in stage.needs}
 
 
 def recipe_facts(stage: Stage, recipe: Recipe) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from tsdfm_bench.methods.nets.causal import CausalTransformer
 from tsdfm_bench.methods.nets.compass import Compass
 from tsdfm_bench.methods.nets.pretrained import CONFIG_FILE, PretrainedNetwork, read_config, replace_file
 from tsdfm_bench.methods.train.build import build_network, build_objective
-from tsdfm_bench.methods.train.card import about_weights, changed_settings, write_card
+from tsdfm_bench.methods.train.card import about_weights, changed_settings, weights_hash, write_card
 from tsdfm_bench.methods.train.compass import CompassObjective
 from tsdfm_bench.methods.train.compass_report import CompassReport, Judge, examine
 from tsdfm_bench.methods.train.data import Draws, TrainingText
@@ -73,7 +73,8 @@ def is_trained(stage: Stage, recipe: Recipe, text: TrainingText, folder: Path) -
     """True if the stage's checkpoint exists.
 
     Raises:
-        CheckpointError: it was made from another text, or by other settings than the recipe now has.
+        CheckpointError: it was made from another text, by other settings than the recipe now has, or from other
+            networks than are there now.
     """
     path = folder / stage.name
     if not (path / CONFIG_FILE).is_file():
@@ -86,6 +87,14 @@ def is_trained(stage: Stage, recipe: Recipe, text: TrainingText, folder: Path) -
             f"{path} was trained with other settings than recipe '{recipe.scale}' now has ({'; '.join(changed)}); "
             "choose another output folder, or delete it to train it again"
         )
+    made_from = config.get("needed", {})
+    for name in stage.needs:
+        there = (folder / name / CONFIG_FILE).is_file()
+        if there and name in made_from and weights_hash(folder / name) != made_from[name]:
+            raise CheckpointError(
+                f"{path} was made from another '{name}' than is there now; delete it to make it again, or choose "
+                "another output folder"
+            )
     return True
 
 
@@ -139,11 +148,24 @@ def examine_compass(
     tau = shaping_under(stage, recipe).tau
     judged, name = (judge.judge, judge.name) if judge is not None else (None, "")
     found = examine(compass, objective, text, tau, judged, name)
+    about = {**found.to_json(), "weights": weights_hash(folder / stage.name)}
     path = folder / stage.name / REPORT_FILE
-    replace_file(
-        path, lambda partial: partial.write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
-    )
+    replace_file(path, lambda partial: partial.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8"))
     return found
+
+
+def failures_of(
+    compass: Stage, recipe: Recipe, text: TrainingText, folder: Path, judge: NamedJudge | None
+) -> list[str]:
+    """Why a compass is not to be trusted: from its report, or from a new one where that is of other weights or tau."""
+    path = folder / compass.name / REPORT_FILE
+    if path.is_file():
+        report = json.loads(path.read_text(encoding="utf-8"))
+        weights = report.get("weights", weights_hash(folder / compass.name))  # older reports do not say
+        if weights == weights_hash(folder / compass.name) and report.get("tau") == shaping_under(compass, recipe).tau:
+            found: list[str] = report["failures"]
+            return found
+    return examine_compass(compass, recipe, text, folder, judge).failures
 
 
 def shaping_under(compass: Stage, recipe: Recipe) -> ShapingConfig:
@@ -170,11 +192,7 @@ def require_trust(stage: Stage, recipe: Recipe, text: TrainingText, folder: Path
         CompassError: it failed, with every reason.
     """
     compass = next(s for s in recipe.stage if s.name == stage.compass)
-    path = folder / compass.name / REPORT_FILE
-    if path.is_file():
-        failures = json.loads(path.read_text(encoding="utf-8"))["failures"]
-    else:
-        failures = examine_compass(compass, recipe, text, folder, judge).failures
+    failures = failures_of(compass, recipe, text, folder, judge)
     if failures and not stage.despite_checks:
         raise CompassError(
             f"stage '{stage.name}' is not trained: its compass '{compass.name}' failed its checks:\n"

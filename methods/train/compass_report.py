@@ -227,11 +227,10 @@ def _choice(
     device = next(compass.parameters()).device
     draws = Draws(0, "compass-choice", 0, sets, device)
     x_1 = text.windows("validation", draws)
-    # states are judged between tau and 7/8: later there is nothing left to finish
-    arrival = (
-        tau + (0.875 - tau) * draws.uniform("arrival", 1)[:, 0] if tau < 0.875 else torch.full_like(x_1[:, 0], 0.9, dtype=torch.float64)
-    )
-    arrival = arrival.double()
+    # states are judged between tau and 7/8, or at 0.9: later there is nothing left to finish
+    arrival = tau + (0.875 - tau) * draws.uniform("arrival", 1)[:, 0]
+    if tau >= 0.875:
+        arrival = torch.full_like(arrival, 0.9)
     h = torch.minimum(arrival, torch.full_like(arrival, 0.25))
     t = arrival - h
     x_t = noise(x_1, t, draws, objective.outputs, objective.vocab_size)

@@ -29,6 +29,7 @@ from tsdfm_bench.errors import MatchError
 from tsdfm_bench.methods.fsdfm import FSDFM
 from tsdfm_bench.methods.nets.dit import DiT
 from tsdfm_bench.methods.nets.pretrained import read_config
+from tsdfm_bench.methods.train.card import needed_weights
 from tsdfm_bench.methods.train.data import Draws, TrainingText
 from tsdfm_bench.methods.train.objectives import noise
 from tsdfm_bench.methods.train.recipe import Stage
@@ -132,6 +133,7 @@ def match_entropy(stage: Stage, text: TrainingText, folder: Path, device: str) -
     config = read_config(folder / stage.start_from)
     about = {key: value for key, value in config.items() if key not in ("architecture", "network")}
     about["recipe"] = {**about["recipe"], "stage": stage.model_dump(exclude_defaults=True)}
+    about["needed"] = needed_weights(stage, folder)
     about["matched"] = {
         "temperature": round(temperature, 5),
         "wanted_nats": round(wanted, 5),

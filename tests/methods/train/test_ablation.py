@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -12,11 +13,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tsdfm_bench.errors import MatchError, UsageError
+from tsdfm_bench.errors import CheckpointError, MatchError, UsageError
 from tsdfm_bench.methods.nets.dit import DiT, DiTConfig
 from tsdfm_bench.methods.nets.pretrained import read_config
 from tsdfm_bench.methods.train import matching
-from tsdfm_bench.methods.train.command import NamedJudge, of_equal_cost, record_trajectories, train_recipe
+from tsdfm_bench.methods.train.command import (
+    REPORT_FILE,
+    NamedJudge,
+    failures_of,
+    is_trained,
+    of_equal_cost,
+    record_trajectories,
+    train_recipe,
+)
 from tsdfm_bench.methods.train.data import TrainingText
 from tsdfm_bench.methods.train.matching import (
     TOLERANCE_NATS,
@@ -147,6 +156,7 @@ def tempered(folder: Path, temperature: float) -> None:
 
 
 def test_entropy_matched_student_samples_with_the_entropy_of_the_shaped_one(tmp_path) -> None:
+    tempered(tmp_path / "dfm-uniform", 1.0)
     tempered(tmp_path / "fsdfm-uniform", 1.0)
     tempered(tmp_path / "tsdfm-uniform", 0.6)
     stage = next(stage for stage in recipe().stage if stage.name == "entropy-matched")
@@ -201,6 +211,37 @@ def test_a_seed_is_matched_to_its_own_seed() -> None:
     assert stages["refreshed-s2"].start_from == "first-half"
 
 
+def test_a_network_made_from_another_one_than_is_there_now_is_refused(trained, tmp_path) -> None:
+    folder = tmp_path / "trained"
+    shutil.copytree(trained, folder)
+    stages = {stage.name: stage for stage in recipe().stage}
+    assert all(is_trained(stage, recipe(), TEXT, folder) for stage in stages.values())
+    about = {k: v for k, v in read_config(folder / "tsdfm-uniform").items() if k not in ("architecture", "network")}
+    shaped = DiT.from_pretrained(folder / "tsdfm-uniform")
+    with torch.no_grad():
+        shaped.output.linear.bias.add_(1.0)
+    shaped.save_pretrained(folder / "tsdfm-uniform", about, torch.bfloat16)
+    for name in ("entropy-matched", "certainty-matched", "flop-matched"):
+        with pytest.raises(CheckpointError, match=f"{name} was made from another 'tsdfm-uniform' than is there now"):
+            is_trained(stages[name], recipe(), TEXT, folder)
+    assert is_trained(stages["k1"], recipe(), TEXT, folder)
+
+
+def test_a_compass_is_examined_again_for_another_tau(trained, tmp_path) -> None:
+    folder = tmp_path / "trained"
+    shutil.copytree(trained, folder)
+    kept = folder / "compass-uniform" / REPORT_FILE
+    before = json.loads(kept.read_text())
+    kept.write_text(json.dumps({**before, "failures": ["made up"]}))
+    compass, judge = recipe().stage[1], NamedJudge("cycle", lambda tokens: np.zeros(len(tokens)))
+    assert failures_of(compass, recipe(), TEXT, folder, judge) == ["made up"]  # not done again without a reason
+    later = changed("tsdfm-uniform", shaping={"tau": 0.5})
+    failures_of(compass, later, TEXT, folder, judge)
+    assert json.loads(kept.read_text())["tau"] == 0.5
+    kept.write_text(json.dumps({**before, "weights": "sha256:0", "failures": ["made up"]}))
+    assert failures_of(compass, recipe(), TEXT, folder, judge) != ["made up"]
+
+
 def test_trajectories_share_their_start_and_fit_the_figure(trained, tmp_path) -> None:
     import pandas as pd
 
@@ -244,10 +285,10 @@ def test_a_variant_takes_what_it_does_not_say() -> None:
         spell_out([{"name": "b", "seeds": [0.5]}])
 
 
-def changed(name: str, **settings: object) -> None:
+def changed(name: str, **settings: object) -> Recipe:
     given = recipe().model_dump(exclude_defaults=True)
     next(stage for stage in given["stage"] if stage["name"] == name).update(settings)
-    Recipe.model_validate(given)
+    return Recipe.model_validate(given)
 
 
 @pytest.mark.parametrize(

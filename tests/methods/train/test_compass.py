@@ -134,6 +134,13 @@ def test_the_ideal_compass_passes_and_its_opposite_fails_every_check() -> None:
         assert expected in reason
 
 
+@pytest.mark.parametrize("tau", [0.9, 1.0])
+def test_a_compass_that_is_used_late_only_is_examined_late(tau: float) -> None:
+    found = examine(Broken(), CompassObjective(V, V, Voter()), TEXT, tau, judge, "cycle", pairs=256)
+    assert found.choice is not None
+    assert found.choice.argmin < found.choice.random < found.choice.argmax
+
+
 def test_a_compass_that_counts_changes_is_found_out() -> None:
     """With nominal bridges the chain's second state has changed more positions: counting them is enough to win."""
 
