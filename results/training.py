@@ -15,7 +15,8 @@ Summary rows find their variant through the hash of the weights:
       "peak_memory_bytes": 9.1e8, "device": "cpu", "threads": 2}]}
 
 `trajectories.parquet` (written with `results.store.write_table`) has one row per arm, sequence and step; its columns
-are `TRAJECTORY_COLUMNS`. Sequences of the two arms that share `sequence` share their start.
+are `TRAJECTORY_COLUMNS`, and `commits`, the positions that took their final token in this step (older files lack it).
+Sequences of the two arms that share `sequence` share their start.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ first candidate of both comes from the same random numbers. After every jump is 
     energy        of the state, as the compass judged it when it was a candidate
     flips         share of positions that changed in this jump
     committed     share of positions that already hold their final token
+    commits       the positions that took their final token in this jump (at step 0: that began with it), in order of
+                  position; over the steps, the order in which the sequence is committed
     entropy_nats  unigram entropy of the state's tokens
 
 The columns are those of `tsdfm_bench.results.training`, which the figure of trajectories reads.
@@ -16,6 +18,7 @@ The columns are those of `tsdfm_bench.results.training`, which the figure of tra
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -59,6 +62,7 @@ def record(
         draws = Draws(0, "trajectories", 0, sequences, device)
         states, times = walk(builder, choose, draws, length, steps)
         rest = Draws(0, "completions", 0, sequences, device)
+        commit = commit_steps(states).tolist()
         for step, (state, time) in enumerate(zip(states, times, strict=True)):
             before = states[max(0, step - 1)]
             whole = finish(builder, state[None], time, rest)[0]
@@ -73,6 +77,7 @@ def record(
             rows += [
                 {"arm": arm, "source": source, "sequence": i, "step": step, "t": time[i].item()}
                 | {name: column[i] for name, column in values.items()}
+                | {"commits": [position for position, when in enumerate(commit[i]) if when == step]}
                 for i in range(sequences)
             ]
     return rows
@@ -96,6 +101,14 @@ def walk(
         states.append(x)
         times.append(t)
     return states, times
+
+
+def commit_steps(states: list[Tensor]) -> Tensor:
+    """The step in which each position took its final token, (rows, length) int64, from steps + 1 states."""
+    steps = torch.zeros_like(states[0])
+    for step, (before, state) in enumerate(pairwise(states), start=1):
+        steps = torch.where(state != before, step, steps)
+    return steps
 
 
 def unigram_entropy(states: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from tsdfm_bench.methods.train.matching import (
 )
 from tsdfm_bench.methods.train.recipe import Recipe, load_recipe, spell_out
 from tsdfm_bench.methods.train.trainer import Trainer, TrainingConfig
-from tsdfm_bench.methods.train.trajectories import unigram_entropy
+from tsdfm_bench.methods.train.trajectories import commit_steps, unigram_entropy
 from tsdfm_bench.results.arrays import write_table
 from tsdfm_bench.results.training import TRAJECTORY_COLUMNS, read_costs, read_trajectories, read_variants
 
@@ -261,8 +261,17 @@ def test_trajectories_share_their_start_and_fit_the_figure(trained, tmp_path) ->
     assert (end["t"] == 1).all()
     assert (start["flips"] == 0).all()
     assert start["energy"].isna().all()
+    for _, steps in frame.groupby(["arm", "sequence"]):
+        ordered = steps.sort_values("step")
+        assert sorted(position for commits in ordered["commits"] for position in commits) == list(range(LENGTH))
+        assert (ordered["commits"].map(len).cumsum() <= (ordered["committed"] * LENGTH).round()).all()
     first = frame[frame["step"] == 1].pivot_table(index="sequence", columns="arm", values="flips")
     assert (first["blind"] != first["shaped"]).any()
+
+
+def test_a_position_commits_when_it_changes_for_the_last_time() -> None:
+    states = [torch.tensor([row]) for row in ([0, 1, 2, 3], [0, 5, 2, 4], [0, 1, 2, 4], [0, 1, 6, 4])]
+    assert commit_steps(states).tolist() == [[0, 2, 3, 1]]
 
 
 def test_entropy_of_tokens() -> None:
