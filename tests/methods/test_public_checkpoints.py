@@ -542,6 +542,34 @@ def test_hub_pickles_by_file_and_network(hub):
         load("hf:aminr8/FS-DFM", "fsdfm", "uniform")
 
 
+@pytest.mark.parametrize(("first", "second"), [("dfm", "fsdfm"), ("fsdfm", "dfm"), ("fsdfm", "tsdfm")])
+def test_a_cached_file_of_another_method_is_not_taken(hub, monkeypatch, first, second):
+    """One repository, one file per method: the cache may hold the other's alone, and then the hub is asked."""
+    import huggingface_hub
+
+    files = {"dfm": ("DFM_checkpoint.pth", {"model": make(DFM_NET)})}
+    files["fsdfm"] = files["tsdfm"] = ("FS_DFM_checkpoint.pth", {"student_model": make(STUDENT)})
+    hub("aminr8/FS-DFM", "3" * 40, ["main"], files[first][1], None, files[first][0])
+    load("hf:aminr8/FS-DFM", first, "uniform", trust=True)
+    if files[first] != files[second]:
+        with pytest.raises(CheckpointError, match=f"has no file of '{second}', only {files[first][0]}"):
+            load("hf:aminr8/FS-DFM", second, "uniform", trust=True)
+    load(f"hf:aminr8/FS-DFM:{files[first][0]}", first, "uniform", trust=True)
+    cached = huggingface_hub.snapshot_download
+
+    def fetch(name, *, revision=None, local_files_only=False, allow_patterns=None):
+        if not local_files_only:
+            assert files[second][0] in allow_patterns
+            hub(name, "3" * 40, [], files[second][1], None, files[second][0])
+        return cached(name, revision=revision, local_files_only=True)
+
+    listed = sorted({name for name, _ in files.values()})
+    monkeypatch.delenv("TSDFM_BENCH_OFFLINE")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_args, **_settings: listed)
+    assert load("hf:aminr8/FS-DFM", second, "uniform", trust=True)[1]["method"] == second
+
+
 def test_what_the_hub_does_not_give_is_said_with_what_to_type(hub):
     with pytest.raises(CheckpointError) as caught:
         load("hf:nobody/nothing@v1", "mdlm", "mask")
