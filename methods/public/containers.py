@@ -3,7 +3,9 @@
     .safetensors              tensors by name
     .bin .pt .pth .ckpt       pickles, read only if the user says so, and then with torch's restricted reader
                               (`weights_only=True`): no code of the file runs. Settings of other programs beside the
-                              tensors (hyper-parameters of Lightning files) are replaced by inert stand-ins.
+                              tensors (hyper-parameters of Lightning files: an OmegaConf configuration, a tokenizer)
+                              are replaced by inert stand-ins, and those programs are not imported. A file that asks
+                              for anything else (`os.system`, `builtins.getattr`) is refused.
 
 A pickle may hold several networks. What is asked for after a `#` decides; without it
 
@@ -31,9 +33,17 @@ from tsdfm_bench.methods.public.files import refuse_pickle
 from tsdfm_bench.methods.public.names import PASSENGERS, expected, geometry_of
 
 _PREFIXES = ("module.", "_orig_mod.", "backbone.")
-_STAND_INS = (
-    "omegaconf.", "pytorch_lightning.", "lightning.", "lightning_fabric.", "pathlib.", "typing.", "numpy.",
-    "builtins.Any", "collections.defaultdict",
+# What settings beside the tensors are made of. Nothing of it is imported or called: these are names of stand-ins.
+_SETTINGS_MODULES = (
+    "omegaconf.", "antlr4.", "pytorch_lightning.", "lightning.", "lightning_fabric.", "transformers.", "tokenizers.",
+    "pathlib.", "typing.", "numpy.",
+)  # fmt: skip
+_SETTINGS_CLASSES = frozenset(
+    {
+        "argparse.Namespace", "collections.defaultdict", "builtins.bool", "builtins.bytes", "builtins.dict",
+        "builtins.float", "builtins.frozenset", "builtins.int", "builtins.list", "builtins.object", "builtins.str",
+        "builtins.tuple",
+    }
 )  # fmt: skip
 _NAMED = {"student": "student_model", "ema": "student_ema_model", "teacher": "teacher_model", "model": "model"}
 
@@ -106,7 +116,7 @@ def _read_pickle(file: Path, trusted: bool) -> object:
 
 
 class _Inert:
-    """Stands for an object of another program; keeps nothing and does nothing."""
+    """Stands for a class or function of another program, and for what it makes; keeps nothing and does nothing."""
 
     def __new__(cls, *_args: object, **_settings: object) -> _Inert:
         return super().__new__(cls)
@@ -118,18 +128,29 @@ class _Inert:
         pass
 
 
+class _InertDictionary:
+    """Stands for a kind of dictionary; makes a plain one, because torch fills no other item by item."""
+
+    def __new__(cls, *_args: object, **_settings: object) -> dict[Any, Any]:  # type: ignore[misc]
+        return {}
+
+
 def _stand_ins(file: Path) -> list[Any]:
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     except Exception:  # not a zip file of torch: the reader itself says what is wrong
         return []
-    foreign = sorted(name for name in names if not name.startswith(_STAND_INS))
+    foreign = sorted(n for n in names if not n.startswith(_SETTINGS_MODULES) and n not in _SETTINGS_CLASSES)
     if foreign:
         raise CheckpointError(
             f"{file.name} asks for {', '.join(foreign[:3])}, which is neither a tensor nor a known setting: it is not "
             "read, whatever is trusted"
         )
-    return [(type("Inert", (_Inert,), {}), name) for name in names]
+    return [(type("Inert", (_InertDictionary if _is_dictionary(name) else _Inert,), {}), name) for name in names]
+
+
+def _is_dictionary(name: str) -> bool:
+    return name == "collections.defaultdict" or name.endswith(".AttributeDict")
 
 
 def choose(content: object, choice: str, where: str) -> Weights:

@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections import OrderedDict
+import os
+import sys
+from argparse import Namespace
+from collections import OrderedDict, defaultdict
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from subprocess import Popen
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -299,7 +306,7 @@ def test_lightning_files_give_the_average(tmp_path):
     content = {
         "state_dict": prefixed(tensors, "backbone._orig_mod."),
         "ema": {"decay": 0.9999, "num_updates": 3, "shadow_params": shadow},
-        "hyper_parameters": {"config": PathLike()},
+        "hyper_parameters": {"config": Calling(Path, "a")},
         "optimizer_states": [],
     }
     folder = folder_of(tmp_path / "m", content, None, "best.ckpt")
@@ -316,22 +323,95 @@ def test_lightning_files_give_the_average(tmp_path):
         load(folder_of(tmp_path / "o", content, None, "best.ckpt"), "mdlm", "mask", trust=True)
 
 
-class PathLike:
-    """Pickled as a setting of a known other program."""
+def foreign(module: str, name: str, base: type = object) -> type:
+    """A class as another program has it, which says so when anything of it runs."""
+
+    def run(self, *_state):
+        raise AssertionError(f"{module}.{name} ran")
+
+    return type(name, (base,), {"__module__": module, "__qualname__": name, "__setstate__": run})
+
+
+@pytest.fixture
+def lightning_settings(monkeypatch):
+    """What MDLM's Lightning module keeps beside its tensors, in the classes' own modules."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    classes = {}
+    for module, name, base in (
+        ("omegaconf.dictconfig", "DictConfig", object),
+        ("omegaconf.listconfig", "ListConfig", object),
+        ("omegaconf.base", "ContainerMetadata", object),
+        ("omegaconf.nodes", "AnyNode", object),
+        ("lightning.fabric.utilities.data", "AttributeDict", dict),
+    ):
+        found = sys.modules.get(module) or ModuleType(module)
+        monkeypatch.setitem(sys.modules, module, found)
+        top = module.partition(".")[0]
+        monkeypatch.setitem(sys.modules, top, sys.modules.get(top) or ModuleType(top))
+        classes[name] = foreign(module, name, base)
+        monkeypatch.setattr(found, name, classes[name], raising=False)
+
+    def made(name: str, **state: object) -> object:
+        thing = classes[name]()
+        thing.__dict__.update(state)
+        return thing
+
+    cache = defaultdict(dict)
+    cache["oc.env"]["HOME"] = "/"
+    about = made("ContainerMetadata", ref_type=Any, object_type=dict, key_type=Any, flags={"struct": True})
+    about.resolver_cache = cache
+    values = made("ListConfig", _content=[made("AnyNode", _val=1)], _metadata=made("ContainerMetadata", key_type=int))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab={"a": 0}, merges=[])))
+    return {
+        "hparams_type": classes["DictConfig"],
+        "hyper_parameters": classes["AttributeDict"](
+            config=made("DictConfig", _metadata=about, _content={"sizes": values}), tokenizer=tokenizer
+        ),
+        "arguments": Namespace(steps=(1, 2)),
+        "path": Path("a"),
+        "score": np.float64(1.0),
+    }
+
+
+def test_settings_of_lightning_files_are_passed_over(tmp_path, lightning_settings):
+    """A configuration, a tokenizer and command-line arguments: stand-ins take their place, none of their code runs."""
+    average = make(DIT, seed=1)
+    shadow = [average[name] for name in names.expected(DIT)]
+    content = {"state_dict": prefixed(make(DIT), "backbone."), "ema": {"shadow_params": shadow}, **lightning_settings}
+    folder = folder_of(tmp_path / "m", content, None, "best.ckpt")
+    network, _ = load(folder, "mdlm", "mask", trust=True)
+    torch.testing.assert_close(network.embedding.weight, average["vocab_embed.embedding"])
+    with pytest.raises(CheckpointError, match="--trust-pickle"):
+        load(folder, "mdlm", "mask")
+
+
+@pytest.mark.parametrize("called", [os.system, eval, exec, getattr, setattr, open, __import__, partial, Popen])
+def test_whatever_could_act_is_refused_among_settings(tmp_path, lightning_settings, called):
+    content = {"state_dict": make(DIT), **lightning_settings, "x": Calling(called, "touch/a/file")}
+    folder = folder_of(tmp_path / "m", content, None, "best.ckpt")
+    with pytest.raises(CheckpointError, match=rf"asks for \w+\.{called.__name__}, which is neither a tensor nor"):
+        load(folder, "mdlm", "mask", trust=True)
+
+
+class Calling:
+    """Pickled as a call."""
+
+    def __init__(self, called, *arguments):
+        self.call = called, arguments
 
     def __reduce__(self):
-        return (Path, ("a",))
-
-
-class Harmful:
-    """Pickled as a call of something that must never run."""
-
-    def __reduce__(self):
-        return (print, ("a program ran while a checkpoint was read",))
+        return self.call
 
 
 def test_pickles_need_trust_and_run_nothing_even_then(tmp_path, capsys):
-    folder = folder_of(tmp_path / "m", {"model": make(DFM_NET), "x": Harmful()}, None, "checkpoint.pth")
+    folder = folder_of(
+        tmp_path / "m",
+        {"model": make(DFM_NET), "x": Calling(print, "a program ran while a checkpoint was read")},
+        None,
+        "checkpoint.pth",
+    )
     with pytest.raises(CheckpointError, match="--trust-pickle"):
         load(folder, "dfm", "uniform")
     with pytest.raises(CheckpointError, match=r"asks for builtins\.print"):
