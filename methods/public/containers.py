@@ -190,10 +190,12 @@ def strip_prefixes(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tenso
     """Names without the wrappers they were saved under; tensors that are no weights are left out.
 
     Raises:
-        CheckpointError: two tensors get one name.
+        CheckpointError: two tensors get one name, or one has none.
     """
     bare: dict[str, Tensor] = {}
     for full, tensor in tensors.items():
+        if not isinstance(full, str):
+            raise CheckpointError(f"{where} holds tensors without names: one is filed under {full!r}")
         name = full
         while prefix := next((p for p in _PREFIXES if name.startswith(p)), None):
             name = name[len(prefix) :]
@@ -211,7 +213,7 @@ def apply_shadow(tensors: Mapping[str, Tensor], shadow: object, where: str) -> d
     Raises:
         CheckpointError: not as many as there are parameters, or of other shapes.
     """
-    names = list(expected(geometry_of(tensors)))
+    names = list(expected(geometry_of(tensors, where)))
     if not isinstance(shadow, Sequence) or not all(isinstance(item, Tensor) for item in shadow):
         raise CheckpointError(f"{where}: the averaged weights are not a list of tensors")
     extra = shadow[len(names) :]

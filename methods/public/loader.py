@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tsdfm_bench.errors import CheckpointError
 from tsdfm_bench.methods.nets.causal import CausalConfig, CausalTransformer
 from tsdfm_bench.methods.nets.dit import DiT, DiTConfig
 from tsdfm_bench.methods.public import names
@@ -30,10 +29,7 @@ def read(
     """
     published = files.published()
     weights = read_weights(files.weights, files.choice, files.trust_pickle)
-    try:
-        geometry = names.geometry_of(weights.tensors, heads_of(published))
-    except CheckpointError as error:
-        raise CheckpointError(f"{files.name}: {error}") from error
+    geometry = names.geometry_of(weights.tensors, files.name, heads_of(published))
     names.check(weights.tensors, geometry, files.name)
     config = describe(files.name, published, geometry, method, source, weights.choice)
     check_vocabulary(files.name, config, vocab_size)

@@ -262,6 +262,47 @@ def test_incomplete_files_are_refused_through_the_loader(tmp_path):
         load(folder_of(tmp_path / "c", tensors), "mdlm", "mask")
 
 
+@pytest.mark.parametrize(
+    ("geometry", "name", "tensor", "message"),
+    [
+        (DIT, "blocks.3000000.norm1.weight", torch.zeros(D), r"missing blocks\.2\.\*, and it has blocks\.3000000"),
+        (
+            DIT,
+            "sigma_map.mlp.0.weight",
+            torch.tensor(1.0),
+            r"sigma_map\.mlp\.0\.weight has shape \(\), expected a matrix",
+        ),
+        (DIT, "blocks.0.adaLN_modulation.weight", torch.tensor(1.0), r"has shape \(\), expected a matrix"),
+        (DIT, "vocab_embed.embedding", torch.zeros(3), r"vocab_embed\.embedding has shape \(3,\), expected a matrix"),
+        (STUDENT, "blocks.0.qw.weight", None, r"missing blocks\.0\.qw\.weight$"),
+        (STUDENT, "vocab_embed.weight", None, r"missing vocab_embed\.weight$"),
+        (DIT, "blocks.1.mlp.0.weight", torch.ones(4 * D, D).char(), r"blocks\.1\.mlp\.0\.weight is int8 \(quantised"),
+        (DIT, "blocks.1.mlp.0.weight", torch.ones(4 * D, D).to(torch.float8_e4m3fn), "is float8_e4m3fn"),
+    ],
+)
+def test_one_odd_tensor_is_named(tmp_path, geometry, name, tensor, message):
+    tensors = make(geometry) | ({name: tensor} if tensor is not None else {})
+    if tensor is None:
+        del tensors[name]
+    flow = geometry is STUDENT
+    folder = folder_of(tmp_path / "m", tensors, None if flow else {"model_type": "mdlm", "n_heads": 4})
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load(folder, *(("fsdfm", "uniform") if flow else ("mdlm", "mask")))
+    assert str(folder) in str(caught.value)
+
+
+def test_files_with_next_to_nothing_in_them_are_explained(tmp_path):
+    embedding = {"vocab_embed.embedding": torch.zeros(V + 1, D)}
+    with pytest.raises(CheckpointError, match=r"missing blocks\.0\.\*"):
+        load(folder_of(tmp_path / "a", embedding, {"model_type": "mdlm"}), "mdlm", "mask")
+    shadow = {"model": embedding, "ema": {"shadow_params": [torch.zeros(V + 1, D)]}}
+    with pytest.raises(CheckpointError, match=r"x\.pth is not a complete network: missing blocks\.0\.\*"):
+        load(folder_of(tmp_path / "b", shadow, None, "x.pth"), "mdlm", "mask", trust=True)
+    for content in ({0: torch.zeros(2)}, {"model": {0: torch.zeros(2)}}):
+        with pytest.raises(CheckpointError, match=r"x\.pth holds tensors without names: one is filed under 0"):
+            load(folder_of(tmp_path / "c", content, None, "x.pth"), "mdlm", "mask", trust=True)
+
+
 def test_a_rotary_table_may_be_absent_but_not_another_one(tmp_path):
     tensors = make(DIT)
     del tensors[names.ROTARY]
