@@ -83,6 +83,24 @@ def read_weights(files: Sequence[Path], choice: str, trust_pickle: bool) -> Weig
     return choose(_read_pickle(files[0], trust_pickle), choice, where)
 
 
+def tensor_names(files: Sequence[Path]) -> set[str]:
+    """Names of the tensors in the parts of a safetensors file, prefixes removed; no tensor is read.
+
+    Raises:
+        CheckpointError: damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    names: set[str] = set()
+    for file in files:
+        try:
+            with safe_open(str(file), "pt") as opened:
+                names.update(map(_bare, opened.keys()))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise _damaged(file, error) from error
+    return names
+
+
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -90,7 +108,11 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(str(file))
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is truncated or damaged ({error}); fetch it again") from error
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{file} is truncated or damaged ({error}); fetch it again")
 
 
 def _read_pickle(file: Path, trusted: bool) -> object:
@@ -196,15 +218,19 @@ def strip_prefixes(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tenso
     for full, tensor in tensors.items():
         if not isinstance(full, str):
             raise CheckpointError(f"{where} holds tensors without names: one is filed under {full!r}")
-        name = full
-        while prefix := next((p for p in _PREFIXES if name.startswith(p)), None):
-            name = name[len(prefix) :]
+        name = _bare(full)
         if name in PASSENGERS and tensor.numel() <= 1:
             continue
         if name in bare:
             raise CheckpointError(f"{where} holds two tensors called {name} (one of them as {full})")
         bare[name] = tensor
     return bare
+
+
+def _bare(name: str) -> str:
+    while prefix := next((p for p in _PREFIXES if name.startswith(p)), None):
+        name = name[len(prefix) :]
+    return name
 
 
 def apply_shadow(tensors: Mapping[str, Tensor], shadow: object, where: str) -> dict[str, Tensor]:

@@ -94,9 +94,9 @@ def _is_ours(config: Path) -> bool:
 
 
 def split_choice(typed: str) -> tuple[str, str]:
-    """`FILE#ema` as ("FILE", "ema"); raises UsageError for a choice that does not exist."""
+    """`FILE#ema` as ("FILE", "ema"), a path that exists as it is; raises UsageError for an unknown choice."""
     name, mark, choice = typed.rpartition("#")
-    if not mark:
+    if not mark or (not typed.startswith("hf:") and Path(typed).expanduser().exists()):
         return typed, ""
     if choice not in CHOICES:
         raise UsageError(

@@ -106,6 +106,10 @@ def _blocks(tensors: Mapping[str, Tensor], where: str) -> int:
 def layout_of(names: Collection[str], where: str) -> tuple[str, bool]:
     """Layout ("dit", "causal" or "flow") that some published names are of, and whether it knows its step size.
 
+    Args:
+        names: prefixes removed.
+        where: the file, for messages.
+
     Raises:
         CheckpointError: of no layout.
     """

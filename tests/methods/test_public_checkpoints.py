@@ -563,16 +563,48 @@ def test_conventions_of_each_family(tmp_path):
     ("config", "method", "source", "vocab", "message"),
     [
         ({"model_type": "mdlm"}, "sedd", "mask", V, "holds weights of mdlm, asked for as sedd; choose --methods mdlm"),
-        ({"model_type": "duo"}, "mdlm", "mask", V, "choose --methods duo"),
+        ({"model_type": "duo"}, "mdlm", "mask", V, "choose --methods duo, a plug-in: pip install tests/plugins/duo in"),
         ({"model_type": "bd3lm"}, "mdlm", "mask", V, "block diffusion"),
         ({"graph": {"type": "absorb"}}, "sedd", "uniform", V, "choose --sources mask"),
         ({"model_type": "mdlm"}, "mdlm", "mask", 99, r"know 11 tokens, the task has 99"),
-        ({"auto_map": {}}, "dfm", "mask", V, "nothing beside it says which"),
+        ({"auto_map": {}}, "dfm", "mask", V, "nothing beside it says which.*duo, a plug-in: pip install"),
     ],
 )
 def test_wrong_requests_say_what_fits(tmp_path, config, method, source, vocab, message):
     with pytest.raises(CheckpointError, match=message):
         load(folder_of(tmp_path / "m", make(DIT), config), method, source, vocab)
+
+
+def test_weights_of_another_family_are_refused_before_they_are_loaded(tmp_path):
+    """By the names of the tensors and what lies beside them: when a run is planned, not in its first cell."""
+    mdlm = folder_of(tmp_path / "m", prefixed(make(DIT), "backbone."), {"model_type": "mdlm"})
+    student = folder_of(tmp_path / "s", make(STUDENT))
+    average = folder_of(tmp_path / "p", {"model": make(DFM_NET)}, None, "checkpoint.pth")
+
+    def identify(folder: Path, method: str, source: str, trust: bool = False) -> str:
+        found = checkpoints.find(method, source, (source,), str(folder), "text", None, trust)
+        return checkpoints.identify(found).weights
+
+    assert identify(mdlm, "mdlm", "mask").startswith("sha256:")
+    assert identify(student, "tsdfm", "uniform").startswith("sha256:")
+    assert identify(average, "dfm", "uniform", trust=True).startswith("sha256:")
+    with pytest.raises(CheckpointError, match="holds weights of mdlm, asked for as sedd; choose --methods mdlm"):
+        identify(mdlm, "sedd", "mask")
+    with pytest.raises(CheckpointError, match="holds weights of fsdfm, asked for as dfm; choose --methods fsdfm"):
+        identify(student, "dfm", "uniform")
+    with pytest.raises(CheckpointError, match="--trust-pickle"):
+        identify(average, "dfm", "uniform")
+    (mdlm / "model.safetensors").write_bytes((mdlm / "model.safetensors").read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match="truncated or damaged"):
+        identify(mdlm, "mdlm", "mask")
+
+
+def test_a_path_may_have_the_mark_of_a_choice_in_it(tmp_path):
+    folder = folder_of(tmp_path / "run#1", make(DIT), {"model_type": "mdlm"})
+    for typed in (folder, folder / "model.safetensors", f"{folder}#model"):
+        assert load(typed, "mdlm", "mask")[1]["published"] == "mdlm"
+    with pytest.raises(UsageError, match="'#2' chooses no network"):
+        load(tmp_path / "run#2", "mdlm", "mask")
 
 
 def test_flow_weights_say_their_source_and_step_size(tmp_path):
