@@ -9,7 +9,7 @@ A checkpoint is a folder with `config.json` and `model.safetensors`. It can be n
     a path to its model.safetensors                    the folder it lies in
     hf:OWNER/NAME, or a file or folder of other names  weights that the methods' authors published (`methods.public`)
 
-Finding and hashing need no torch; `load_network` imports it, and the network classes, when it is called.
+Finding and hashing weights of our own need no torch; `load_network` imports it, and the network classes, when called.
 """
 
 from __future__ import annotations
@@ -150,11 +150,17 @@ def identify(checkpoint: Checkpoint) -> Identity:
     """Name and sha256 of a checkpoint's files; the hash of a file is remembered until the file changes.
 
     Published weights: the files' hashes, and which network of them is taken.
+
+    Raises:
+        CheckpointError: a file cannot be read; or published weights that are known to be another method's.
     """
     digest = hashlib.sha256()
     public = checkpoint.public
     paths = [checkpoint.folder / CONFIG_FILE, checkpoint.folder / WEIGHTS_FILE]
     if public is not None:
+        from tsdfm_bench.methods.public import loader
+
+        loader.check_method(public, checkpoint.method)
         digest.update(f"public {public.choice}\n".encode())
         paths = [*([public.config] if public.config else []), *public.weights]
     for path in paths:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,7 +11,7 @@ from typing import Any
 
 from tsdfm_bench.api import MethodInfo, ScorerInfo
 from tsdfm_bench.console import stdout_console
-from tsdfm_bench.errors import BenchError
+from tsdfm_bench.errors import BenchError, UsageError
 from tsdfm_bench.registry import Registry, one_line
 from tsdfm_bench.spec import parse_spec
 
@@ -60,7 +61,12 @@ def _describe(registry: Registry, kind: str, name: str, as_json: bool) -> int:
     entry = registry.entry(kind, spec.name)
     cls = registry.load(kind, spec.name)
     facts: dict[str, Any] = {"name": name, "from": entry.owner, "module": entry.target}
-    facts |= _facts(kind, cls, spec.params())
+    try:
+        facts |= _facts(kind, cls, spec.params())
+    except UsageError as error:
+        if spec.params():
+            raise
+        facts |= {"about": _about(cls), "needs": str(error)}  # nothing is wrong: it wants a name after the colon
     if as_json:
         print(json.dumps(facts, indent=2, default=_plain))
         return 0
@@ -104,7 +110,9 @@ def _facts(kind: str, cls: Any, params: Mapping[str, object]) -> dict[str, Any]:
 
 
 def _about(cls: Any) -> str:
-    return next((line.strip() for line in (cls.__doc__ or "").splitlines() if line.strip()), "")
+    """What the class says of itself up to its arguments, a paragraph a line."""
+    said = (inspect.getdoc(cls) or "").partition("\nArgs:\n")[0]
+    return "\n".join(" ".join(paragraph.split()) for paragraph in said.strip().split("\n\n"))
 
 
 def _plain(value: object) -> object:

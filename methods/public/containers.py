@@ -3,7 +3,9 @@
     .safetensors              tensors by name
     .bin .pt .pth .ckpt       pickles, read only if the user says so, and then with torch's restricted reader
                               (`weights_only=True`): no code of the file runs. Settings of other programs beside the
-                              tensors (hyper-parameters of Lightning files) are replaced by inert stand-ins.
+                              tensors (hyper-parameters of Lightning files: an OmegaConf configuration, a tokenizer)
+                              are replaced by inert stand-ins, and those programs are not imported. A file that asks
+                              for anything else (`os.system`, `builtins.getattr`) is refused.
 
 A pickle may hold several networks. What is asked for after a `#` decides; without it
 
@@ -31,9 +33,17 @@ from tsdfm_bench.methods.public.files import refuse_pickle
 from tsdfm_bench.methods.public.names import PASSENGERS, expected, geometry_of
 
 _PREFIXES = ("module.", "_orig_mod.", "backbone.")
-_STAND_INS = (
-    "omegaconf.", "pytorch_lightning.", "lightning.", "lightning_fabric.", "pathlib.", "typing.", "numpy.",
-    "builtins.Any", "collections.defaultdict",
+# What settings beside the tensors are made of. Nothing of it is imported or called: these are names of stand-ins.
+_SETTINGS_MODULES = (
+    "omegaconf.", "antlr4.", "pytorch_lightning.", "lightning.", "lightning_fabric.", "transformers.", "tokenizers.",
+    "pathlib.", "typing.", "numpy.",
+)  # fmt: skip
+_SETTINGS_CLASSES = frozenset(
+    {
+        "argparse.Namespace", "collections.defaultdict", "builtins.bool", "builtins.bytes", "builtins.dict",
+        "builtins.float", "builtins.frozenset", "builtins.int", "builtins.list", "builtins.object", "builtins.str",
+        "builtins.tuple",
+    }
 )  # fmt: skip
 _NAMED = {"student": "student_model", "ema": "student_ema_model", "teacher": "teacher_model", "model": "model"}
 
@@ -73,6 +83,24 @@ def read_weights(files: Sequence[Path], choice: str, trust_pickle: bool) -> Weig
     return choose(_read_pickle(files[0], trust_pickle), choice, where)
 
 
+def tensor_names(files: Sequence[Path]) -> set[str]:
+    """Names of the tensors in the parts of a safetensors file, prefixes removed; no tensor is read.
+
+    Raises:
+        CheckpointError: damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    names: set[str] = set()
+    for file in files:
+        try:
+            with safe_open(str(file), "pt") as opened:
+                names.update(map(_bare, opened.keys()))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise _damaged(file, error) from error
+    return names
+
+
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -80,7 +108,11 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(str(file))
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is truncated or damaged ({error}); fetch it again") from error
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{file} is truncated or damaged ({error}); fetch it again")
 
 
 def _read_pickle(file: Path, trusted: bool) -> object:
@@ -106,7 +138,7 @@ def _read_pickle(file: Path, trusted: bool) -> object:
 
 
 class _Inert:
-    """Stands for an object of another program; keeps nothing and does nothing."""
+    """Stands for a class or function of another program, and for what it makes; keeps nothing and does nothing."""
 
     def __new__(cls, *_args: object, **_settings: object) -> _Inert:
         return super().__new__(cls)
@@ -118,18 +150,29 @@ class _Inert:
         pass
 
 
+class _InertDictionary:
+    """Stands for a kind of dictionary; makes a plain one, because torch fills no other item by item."""
+
+    def __new__(cls, *_args: object, **_settings: object) -> dict[Any, Any]:  # type: ignore[misc]
+        return {}
+
+
 def _stand_ins(file: Path) -> list[Any]:
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     except Exception:  # not a zip file of torch: the reader itself says what is wrong
         return []
-    foreign = sorted(name for name in names if not name.startswith(_STAND_INS))
+    foreign = sorted(n for n in names if not n.startswith(_SETTINGS_MODULES) and n not in _SETTINGS_CLASSES)
     if foreign:
         raise CheckpointError(
             f"{file.name} asks for {', '.join(foreign[:3])}, which is neither a tensor nor a known setting: it is not "
             "read, whatever is trusted"
         )
-    return [(type("Inert", (_Inert,), {}), name) for name in names]
+    return [(type("Inert", (_InertDictionary if _is_dictionary(name) else _Inert,), {}), name) for name in names]
+
+
+def _is_dictionary(name: str) -> bool:
+    return name == "collections.defaultdict" or name.endswith(".AttributeDict")
 
 
 def choose(content: object, choice: str, where: str) -> Weights:
@@ -169,13 +212,13 @@ def strip_prefixes(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tenso
     """Names without the wrappers they were saved under; tensors that are no weights are left out.
 
     Raises:
-        CheckpointError: two tensors get one name.
+        CheckpointError: two tensors get one name, or one has none.
     """
     bare: dict[str, Tensor] = {}
     for full, tensor in tensors.items():
-        name = full
-        while prefix := next((p for p in _PREFIXES if name.startswith(p)), None):
-            name = name[len(prefix) :]
+        if not isinstance(full, str):
+            raise CheckpointError(f"{where} holds tensors without names: one is filed under {full!r}")
+        name = _bare(full)
         if name in PASSENGERS and tensor.numel() <= 1:
             continue
         if name in bare:
@@ -184,13 +227,19 @@ def strip_prefixes(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tenso
     return bare
 
 
+def _bare(name: str) -> str:
+    while prefix := next((p for p in _PREFIXES if name.startswith(p)), None):
+        name = name[len(prefix) :]
+    return name
+
+
 def apply_shadow(tensors: Mapping[str, Tensor], shadow: object, where: str) -> dict[str, Tensor]:
     """Replace the parameters by their averages, which are listed in parameter order.
 
     Raises:
         CheckpointError: not as many as there are parameters, or of other shapes.
     """
-    names = list(expected(geometry_of(tensors)))
+    names = list(expected(geometry_of(tensors, where)))
     if not isinstance(shadow, Sequence) or not all(isinstance(item, Tensor) for item in shadow):
         raise CheckpointError(f"{where}: the averaged weights are not a list of tensors")
     extra = shadow[len(names) :]

@@ -38,6 +38,8 @@ KNOWN = {
     "s-sahoo/duo-distilled": "duo",
     "jdeschena/sdtt": "sdtt",
 }
+# Families whose method is no part of this package, and where it is.
+_PLUGINS = {"duo": ", a plug-in: pip install tests/plugins/duo in a checkout of tsdfm-bench"}
 _WORDS = {"subs": "mdlm", "mdlm": "mdlm", "sedd": "sedd", "duo": "duo", "ar": "ar", "sdtt": "sdtt", "duo_base": "duo"}
 
 
@@ -58,21 +60,31 @@ def heads_of(config: Mapping[str, Any]) -> int | None:
     return heads if isinstance(heads, int) and heads > 0 else None
 
 
-def family_of(name: str, published: Mapping[str, Any], g: Geometry, method: str) -> str:
-    """The family of a checkpoint; see the module.
+def family_of(name: str, published: Mapping[str, Any], layout: str, step_aware: bool, method: str) -> str:
+    """The family of a checkpoint, one of those that a method samples; see the module.
 
     Args:
         name: as typed, "hf:OWNER/NAME..." or a path.
         published: its configuration file, or {}.
-        g: from its tensors.
+        layout, step_aware: from the names of its tensors (`names.layout_of`).
         method: what is asked for.
 
     Raises:
-        CheckpointError: nothing says, or a family that cannot be sampled here.
+        CheckpointError: nothing says, or a family that cannot be sampled here, or not by this method.
     """
-    if g.layout == "flow":
-        return "fsdfm" if g.step_aware else "dfm"
-    if g.layout == "causal":
+    family = _family(name, published, layout, step_aware, method)
+    if method not in METHODS[family]:
+        where = _PLUGINS.get(family, "")
+        raise CheckpointError(
+            f"{name} holds weights of {family}, asked for as {method}; choose --methods {METHODS[family][0]}{where}"
+        )
+    return family
+
+
+def _family(name: str, published: Mapping[str, Any], layout: str, step_aware: bool, method: str) -> str:
+    if layout == "flow":
+        return "fsdfm" if step_aware else "dfm"
+    if layout == "causal":
         return "ar"
     for repository, family in KNOWN.items():
         if name.removeprefix("hf:").startswith(repository):
@@ -89,7 +101,7 @@ def family_of(name: str, published: Mapping[str, Any], g: Geometry, method: str)
             return family
     raise CheckpointError(
         f"{name} is a time-modulated transformer as MDLM, SEDD and DUO publish, and nothing beside it says which; it "
-        f"cannot be weights of '{method}'. Choose --methods mdlm, sedd or duo"
+        f"cannot be weights of '{method}'. Choose --methods mdlm, sedd or duo{_PLUGINS['duo']}"
     )
 
 
@@ -104,18 +116,15 @@ def describe(
     """The configuration that our own checkpoints keep in `config.json`, for a published one.
 
     Args:
-        name, published, g, method: as for `family_of`.
+        name, published, method: as for `family_of`.
+        g: from its tensors.
         source: asked for, or None.
         choice: which network of the file was taken.
 
     Raises:
         CheckpointError: of another method or source.
     """
-    family = family_of(name, published, g, method)
-    if method not in METHODS[family]:
-        raise CheckpointError(
-            f"{name} holds weights of {family}, asked for as {method}; choose --methods {METHODS[family][0]}"
-        )
+    family = family_of(name, published, g.layout, g.step_aware, method)
     if g.layout == "causal":
         network: dict[str, Any] = {"vocab_size": g.rows - 1, "bos_id": g.rows - 2}
     else:

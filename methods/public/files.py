@@ -94,9 +94,9 @@ def _is_ours(config: Path) -> bool:
 
 
 def split_choice(typed: str) -> tuple[str, str]:
-    """`FILE#ema` as ("FILE", "ema"); raises UsageError for a choice that does not exist."""
+    """`FILE#ema` as ("FILE", "ema"), a path that exists as it is; raises UsageError for an unknown choice."""
     name, mark, choice = typed.rpartition("#")
-    if not mark:
+    if not mark or (not typed.startswith("hf:") and Path(typed).expanduser().exists()):
         return typed, ""
     if choice not in CHOICES:
         raise UsageError(
@@ -138,6 +138,12 @@ def _chosen(files: Sequence[Path], method: str, where: str) -> tuple[Path, ...]:
     raise CheckpointError(f"{where} has no weight file ({', '.join(SUFFIXES)})")
 
 
+def _files_of_others(method: str) -> set[str]:
+    """Names that files of other methods have in a repository with one file per method."""
+    own = _FILE_OF_METHOD.get(method)
+    return {name for names in _FILE_OF_METHOD.values() if own and names != own for name in names}
+
+
 def _shards(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -172,6 +178,8 @@ def from_hub(typed: str, choice: str, method: str, trust_pickle: bool) -> Public
             files = (folder / file,) if file else _chosen(weight_files(folder), method, typed)
             if not files[0].is_file():
                 raise FileNotFoundError(f"has no {file}")
+            if not fetch and not file and files[0].name in _files_of_others(method):
+                raise FileNotFoundError(f"has no file of '{method}', only {files[0].name}")
             config = folder / CONFIG_FILE
             found = f"hf:{name}@{folder.name[:12]}" + (f":{file}" if file else "")
             return PublicFiles(found, files, config if config.is_file() else None, choice, trust_pickle)

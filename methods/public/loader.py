@@ -6,13 +6,28 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tsdfm_bench.errors import CheckpointError
 from tsdfm_bench.methods.nets.causal import CausalConfig, CausalTransformer
 from tsdfm_bench.methods.nets.dit import DiT, DiTConfig
 from tsdfm_bench.methods.public import names
-from tsdfm_bench.methods.public.containers import read_weights
-from tsdfm_bench.methods.public.conventions import check_vocabulary, describe, heads_of
-from tsdfm_bench.methods.public.files import PublicFiles
+from tsdfm_bench.methods.public.containers import read_weights, tensor_names
+from tsdfm_bench.methods.public.conventions import check_vocabulary, describe, family_of, heads_of
+from tsdfm_bench.methods.public.files import PICKLES, PublicFiles, refuse_pickle
+
+
+def check_method(files: PublicFiles, method: str) -> None:
+    """Refuse what can be refused without loading: weights of another family, and a pickle that is not trusted.
+
+    A safetensors file lists the names of its tensors; of a pickle nothing is known before it is read.
+
+    Raises:
+        CheckpointError: weights that `method` cannot sample, or a damaged file.
+    """
+    if files.weights[0].suffix in PICKLES:
+        if not files.trust_pickle:
+            raise refuse_pickle(files.weights[0])
+        return
+    layout, step_aware = names.layout_of(tensor_names(files.weights), files.name)
+    family_of(files.name, files.published(), layout, step_aware, method)
 
 
 def read(
@@ -30,10 +45,7 @@ def read(
     """
     published = files.published()
     weights = read_weights(files.weights, files.choice, files.trust_pickle)
-    try:
-        geometry = names.geometry_of(weights.tensors, heads_of(published))
-    except CheckpointError as error:
-        raise CheckpointError(f"{files.name}: {error}") from error
+    geometry = names.geometry_of(weights.tensors, files.name, heads_of(published))
     names.check(weights.tensors, geometry, files.name)
     config = describe(files.name, published, geometry, method, source, weights.choice)
     check_vocabulary(files.name, config, vocab_size)

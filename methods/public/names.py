@@ -15,7 +15,7 @@ error that names it, because a network with silently missing weights still write
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -28,8 +28,10 @@ ROTARY = "rotary_emb.inv_freq"
 HEAD = 64  # every published size has heads of 64, so it is what is assumed where nothing says otherwise
 # Tensors of noise schedules and samplers that some files carry; they are no weights.
 PASSENGERS = frozenset({"noise.empty", "empty", "sampling_eps_min", "sampling_eps_max"})
-_BLOCK = re.compile(r"blocks\.(\d+)\.")
+_BLOCK = re.compile(r"blocks\.([0-9]{1,9})\.")
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SHOWN = 6
+_FLOW_ENDINGS = (".qw.weight", ".kw.weight", ".vw.weight")
 Shape = tuple[int, ...]
 
 
@@ -53,45 +55,73 @@ class Geometry:
     step_aware: bool = False
 
 
-def geometry_of(tensors: Mapping[str, Tensor], heads: int | None = None) -> Geometry:
+def geometry_of(tensors: Mapping[str, Tensor], where: str, heads: int | None = None) -> Geometry:
     """Layout and sizes of a published network.
 
     Args:
         tensors: by published name, prefixes removed.
+        where: the file, for messages.
         heads: number of heads its configuration states, or None.
 
     Raises:
-        CheckpointError: neither family of names.
+        CheckpointError: neither family of names, or too little of it to tell the sizes.
     """
-    layout = _layout(tensors)
-    head_matrix = tensors.get("output_layer.linear.weight")
-    embedding = tensors.get("vocab_embed.weight" if layout == "flow" else "vocab_embed.embedding", head_matrix)
-    if embedding is None or embedding.ndim != 2:
-        raise CheckpointError("neither vocab_embed nor output_layer.linear.weight is a matrix: the file is incomplete")
+    layout, step_aware = layout_of(tensors, where)
+    flow = layout == "flow"
+    embedding = _matrix(tensors, where, "vocab_embed.weight" if flow else "vocab_embed.embedding")
+    embedding = _matrix(tensors, where, "output_layer.linear.weight") if embedding is None else embedding
+    if embedding is None:
+        raise CheckpointError(f"{where} is incomplete: neither vocab_embed nor output_layer.linear.weight is in it")
     rows, width = embedding.shape
-    numbers = {int(found[1]) for name in tensors if (found := _BLOCK.match(name))}
-    embedder = tensors.get("time_embedding.mlp.0.weight" if layout == "flow" else "sigma_map.mlp.0.weight")
-    modulation = tensors.get("blocks.0.adaLN_modulation.weight")
-    condition = embedder.shape[0] if embedder is not None else modulation.shape[-1] if modulation is not None else 0
+    embedder = _matrix(tensors, where, "time_embedding.mlp.0.weight" if flow else "sigma_map.mlp.0.weight")
+    modulation = _matrix(tensors, where, "blocks.0.adaLN_modulation.weight")
+    condition = embedder.shape[0] if embedder is not None else modulation.shape[1] if modulation is not None else 0
     frequencies = tensors.get(ROTARY)
     if frequencies is not None and frequencies.numel():
         heads = width // (2 * frequencies.numel())
     heads = heads or max(1, width // HEAD)
-    step_aware = any("dt_embedding" in name or "condition_fuser" in name for name in tensors)
-    return Geometry(layout, rows, width, condition, max(numbers) + 1, heads, step_aware)
+    return Geometry(layout, rows, width, condition, _blocks(tensors, where), heads, step_aware)
 
 
-def _layout(tensors: Mapping[str, Tensor]) -> str:
-    if "blocks.0.attn_qkv.weight" in tensors or "vocab_embed.embedding" in tensors:
-        if any(name.startswith("sigma_map.") or "adaLN" in name for name in tensors):
-            return "dit"
-        return "causal"
-    if "blocks.0.qw.weight" in tensors:
-        return "flow"
-    some = ", ".join(sorted(tensors)[:4]) or "no tensor at all"
+def _matrix(tensors: Mapping[str, Tensor], where: str, name: str) -> Tensor | None:
+    tensor = tensors.get(name)
+    if tensor is not None and tensor.ndim != 2:
+        raise CheckpointError(f"{where}: {name} has shape {tuple(tensor.shape)}, expected a matrix")
+    return tensor
+
+
+def _blocks(tensors: Mapping[str, Tensor], where: str) -> int:
+    """How many blocks there are; numbers without a gap, or one stray name would ask for millions of tensors."""
+    numbers = {int(found[1]) for name in tensors if (found := _BLOCK.match(name))}
+    gap = next(k for k in range(len(numbers) + 1) if k not in numbers)
+    if gap < len(numbers):
+        raise CheckpointError(
+            f"{where} is not a complete network: missing blocks.{gap}.*, and it has blocks.{max(numbers)}.*"
+        )
+    if not numbers:
+        raise CheckpointError(f"{where} is not a complete network: missing blocks.0.*")
+    return len(numbers)
+
+
+def layout_of(names: Collection[str], where: str) -> tuple[str, bool]:
+    """Layout ("dit", "causal" or "flow") that some published names are of, and whether it knows its step size.
+
+    Args:
+        names: prefixes removed.
+        where: the file, for messages.
+
+    Raises:
+        CheckpointError: of no layout.
+    """
+    if "vocab_embed.embedding" in names or any(name.endswith(".attn_qkv.weight") for name in names):
+        modulated = any(name.startswith("sigma_map.") or "adaLN" in name for name in names)
+        return ("dit" if modulated else "causal"), False
+    if any(name.startswith("time_embedding.mlp.") or name.endswith(_FLOW_ENDINGS) for name in names):
+        return "flow", any("dt_embedding" in name or "condition_fuser" in name for name in names)
+    some = ", ".join(sorted(names)[:4]) or "no tensor at all"
     raise CheckpointError(
-        f"weights of an architecture that is not known here; it has {some}. Known: the diffusion transformers of MDLM, "
-        "SEDD, DUO and SDTT (blocks.0.attn_qkv.weight) and of DFM and FS-DFM (blocks.0.qw.weight)"
+        f"{where} holds weights of an architecture that is not known here; it has {some}. Known: the diffusion "
+        "transformers of MDLM, SEDD, DUO and SDTT (blocks.0.attn_qkv.weight) and of DFM and FS-DFM (blocks.0.qw.weight)"
     )
 
 
@@ -169,7 +199,10 @@ def _output(g: Geometry, modulated: bool) -> dict[str, Shape]:
 
 
 def check(tensors: Mapping[str, Tensor], g: Geometry, where: str) -> None:
-    """Raise CheckpointError unless the tensors are exactly those of the geometry (a rotary table may be absent)."""
+    """Raise CheckpointError unless the tensors are exactly those of the geometry, in floating point.
+
+    A rotary table may be absent.
+    """
     shapes = expected(g)
     problems = [f"missing {name}" for name in shapes if name not in tensors]
     problems += [f"unexpected {name}" for name in tensors if name not in shapes | {ROTARY: ()}]
@@ -177,6 +210,11 @@ def check(tensors: Mapping[str, Tensor], g: Geometry, where: str) -> None:
         f"{name} has shape {tuple(tensors[name].shape)}, expected {shape}"
         for name, shape in shapes.items()
         if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+    problems += [
+        f"{name} is {str(tensor.dtype).removeprefix('torch.')} (quantised weights are not read)"
+        for name, tensor in tensors.items()
+        if name in shapes and tensor.dtype not in _DTYPES
     ]
     if problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""

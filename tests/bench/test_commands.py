@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from conftest import Here
 
 
@@ -142,6 +144,27 @@ def test_listings_and_descriptions(here: Here, kind: str, name: str) -> None:
     unknown = here.cli(kind, f"{name}x", "--plugin", plugin)
     assert unknown.exit_code == 2
     assert f"did you mean '{name}'" in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "options"),
+    [
+        ("tasks", "text", ("tokenizer", "packing", "vocab_size", "lossy")),
+        ("scorers", "hf", ("dtype", "stride", "revision")),
+    ],
+)
+def test_what_needs_a_name_is_described_without_one(here: Here, kind: str, name: str, options: Sequence[str]) -> None:
+    described = here.cli(kind, name)
+    assert described.exit_code == 0
+    assert f"{name}:" in described.stdout  # how it is typed
+    facts = json.loads(here.cli(kind, name, "--json").stdout)
+    assert f"'{name}' needs a " in facts["needs"]
+    for option in options:
+        assert f"`{option}`" in facts["about"]
+    assert "Args:" not in json.loads(here.cli("scorers", "char-rnn", "--json").stdout)["about"]
+    wrong = here.cli(kind, f"{name}[wrong=1]")
+    assert wrong.exit_code == 2
+    assert "unknown option" in wrong.stderr
 
 
 def test_doctor_reports_and_never_raises(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:

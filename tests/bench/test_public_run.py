@@ -101,3 +101,11 @@ def test_every_tensor_is_accounted_for(tmp_path, publish, method, fault):
     (error,) = (tmp_path / "out").glob("cells/*/*/error.txt")
     assert key.removeprefix(prefix) in error.read_text()
     assert not list(error.parent.glob("samples-*.npz"))
+
+
+def test_a_method_that_the_weights_are_not_of_is_told_before_any_work(tmp_path, publish):
+    publish("jdeschena/sdtt", "main", tensors(V + 1, "backbone.backbone.", 0), SDTT_CONFIG)
+    result = run(tmp_path / "out", "sedd", "hf:jdeschena/sdtt")
+    assert result.exit_code == 2
+    assert "holds weights of sdtt, asked for as sedd; choose --methods mdlm" in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()

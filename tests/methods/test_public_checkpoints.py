@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections import OrderedDict
+import os
+import sys
+from argparse import Namespace
+from collections import OrderedDict, defaultdict
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from subprocess import Popen
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -255,6 +262,47 @@ def test_incomplete_files_are_refused_through_the_loader(tmp_path):
         load(folder_of(tmp_path / "c", tensors), "mdlm", "mask")
 
 
+@pytest.mark.parametrize(
+    ("geometry", "name", "tensor", "message"),
+    [
+        (DIT, "blocks.3000000.norm1.weight", torch.zeros(D), r"missing blocks\.2\.\*, and it has blocks\.3000000"),
+        (
+            DIT,
+            "sigma_map.mlp.0.weight",
+            torch.tensor(1.0),
+            r"sigma_map\.mlp\.0\.weight has shape \(\), expected a matrix",
+        ),
+        (DIT, "blocks.0.adaLN_modulation.weight", torch.tensor(1.0), r"has shape \(\), expected a matrix"),
+        (DIT, "vocab_embed.embedding", torch.zeros(3), r"vocab_embed\.embedding has shape \(3,\), expected a matrix"),
+        (STUDENT, "blocks.0.qw.weight", None, r"missing blocks\.0\.qw\.weight$"),
+        (STUDENT, "vocab_embed.weight", None, r"missing vocab_embed\.weight$"),
+        (DIT, "blocks.1.mlp.0.weight", torch.ones(4 * D, D).char(), r"blocks\.1\.mlp\.0\.weight is int8 \(quantised"),
+        (DIT, "blocks.1.mlp.0.weight", torch.ones(4 * D, D).to(torch.float8_e4m3fn), "is float8_e4m3fn"),
+    ],
+)
+def test_one_odd_tensor_is_named(tmp_path, geometry, name, tensor, message):
+    tensors = make(geometry) | ({name: tensor} if tensor is not None else {})
+    if tensor is None:
+        del tensors[name]
+    flow = geometry is STUDENT
+    folder = folder_of(tmp_path / "m", tensors, None if flow else {"model_type": "mdlm", "n_heads": 4})
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load(folder, *(("fsdfm", "uniform") if flow else ("mdlm", "mask")))
+    assert str(folder) in str(caught.value)
+
+
+def test_files_with_next_to_nothing_in_them_are_explained(tmp_path):
+    embedding = {"vocab_embed.embedding": torch.zeros(V + 1, D)}
+    with pytest.raises(CheckpointError, match=r"missing blocks\.0\.\*"):
+        load(folder_of(tmp_path / "a", embedding, {"model_type": "mdlm"}), "mdlm", "mask")
+    shadow = {"model": embedding, "ema": {"shadow_params": [torch.zeros(V + 1, D)]}}
+    with pytest.raises(CheckpointError, match=r"x\.pth is not a complete network: missing blocks\.0\.\*"):
+        load(folder_of(tmp_path / "b", shadow, None, "x.pth"), "mdlm", "mask", trust=True)
+    for content in ({0: torch.zeros(2)}, {"model": {0: torch.zeros(2)}}):
+        with pytest.raises(CheckpointError, match=r"x\.pth holds tensors without names: one is filed under 0"):
+            load(folder_of(tmp_path / "c", content, None, "x.pth"), "mdlm", "mask", trust=True)
+
+
 def test_a_rotary_table_may_be_absent_but_not_another_one(tmp_path):
     tensors = make(DIT)
     del tensors[names.ROTARY]
@@ -299,7 +347,7 @@ def test_lightning_files_give_the_average(tmp_path):
     content = {
         "state_dict": prefixed(tensors, "backbone._orig_mod."),
         "ema": {"decay": 0.9999, "num_updates": 3, "shadow_params": shadow},
-        "hyper_parameters": {"config": PathLike()},
+        "hyper_parameters": {"config": Calling(Path, "a")},
         "optimizer_states": [],
     }
     folder = folder_of(tmp_path / "m", content, None, "best.ckpt")
@@ -316,22 +364,95 @@ def test_lightning_files_give_the_average(tmp_path):
         load(folder_of(tmp_path / "o", content, None, "best.ckpt"), "mdlm", "mask", trust=True)
 
 
-class PathLike:
-    """Pickled as a setting of a known other program."""
+def foreign(module: str, name: str, base: type = object) -> type:
+    """A class as another program has it, which says so when anything of it runs."""
+
+    def run(self, *_state):
+        raise AssertionError(f"{module}.{name} ran")
+
+    return type(name, (base,), {"__module__": module, "__qualname__": name, "__setstate__": run})
+
+
+@pytest.fixture
+def lightning_settings(monkeypatch):
+    """What MDLM's Lightning module keeps beside its tensors, in the classes' own modules."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    classes = {}
+    for module, name, base in (
+        ("omegaconf.dictconfig", "DictConfig", object),
+        ("omegaconf.listconfig", "ListConfig", object),
+        ("omegaconf.base", "ContainerMetadata", object),
+        ("omegaconf.nodes", "AnyNode", object),
+        ("lightning.fabric.utilities.data", "AttributeDict", dict),
+    ):
+        found = sys.modules.get(module) or ModuleType(module)
+        monkeypatch.setitem(sys.modules, module, found)
+        top = module.partition(".")[0]
+        monkeypatch.setitem(sys.modules, top, sys.modules.get(top) or ModuleType(top))
+        classes[name] = foreign(module, name, base)
+        monkeypatch.setattr(found, name, classes[name], raising=False)
+
+    def made(name: str, **state: object) -> object:
+        thing = classes[name]()
+        thing.__dict__.update(state)
+        return thing
+
+    cache = defaultdict(dict)
+    cache["oc.env"]["HOME"] = "/"
+    about = made("ContainerMetadata", ref_type=Any, object_type=dict, key_type=Any, flags={"struct": True})
+    about.resolver_cache = cache
+    values = made("ListConfig", _content=[made("AnyNode", _val=1)], _metadata=made("ContainerMetadata", key_type=int))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab={"a": 0}, merges=[])))
+    return {
+        "hparams_type": classes["DictConfig"],
+        "hyper_parameters": classes["AttributeDict"](
+            config=made("DictConfig", _metadata=about, _content={"sizes": values}), tokenizer=tokenizer
+        ),
+        "arguments": Namespace(steps=(1, 2)),
+        "path": Path("a"),
+        "score": np.float64(1.0),
+    }
+
+
+def test_settings_of_lightning_files_are_passed_over(tmp_path, lightning_settings):
+    """A configuration, a tokenizer and command-line arguments: stand-ins take their place, none of their code runs."""
+    average = make(DIT, seed=1)
+    shadow = [average[name] for name in names.expected(DIT)]
+    content = {"state_dict": prefixed(make(DIT), "backbone."), "ema": {"shadow_params": shadow}, **lightning_settings}
+    folder = folder_of(tmp_path / "m", content, None, "best.ckpt")
+    network, _ = load(folder, "mdlm", "mask", trust=True)
+    torch.testing.assert_close(network.embedding.weight, average["vocab_embed.embedding"])
+    with pytest.raises(CheckpointError, match="--trust-pickle"):
+        load(folder, "mdlm", "mask")
+
+
+@pytest.mark.parametrize("called", [os.system, eval, exec, getattr, setattr, open, __import__, partial, Popen])
+def test_whatever_could_act_is_refused_among_settings(tmp_path, lightning_settings, called):
+    content = {"state_dict": make(DIT), **lightning_settings, "x": Calling(called, "touch/a/file")}
+    folder = folder_of(tmp_path / "m", content, None, "best.ckpt")
+    with pytest.raises(CheckpointError, match=rf"asks for \w+\.{called.__name__}, which is neither a tensor nor"):
+        load(folder, "mdlm", "mask", trust=True)
+
+
+class Calling:
+    """Pickled as a call."""
+
+    def __init__(self, called, *arguments):
+        self.call = called, arguments
 
     def __reduce__(self):
-        return (Path, ("a",))
-
-
-class Harmful:
-    """Pickled as a call of something that must never run."""
-
-    def __reduce__(self):
-        return (print, ("a program ran while a checkpoint was read",))
+        return self.call
 
 
 def test_pickles_need_trust_and_run_nothing_even_then(tmp_path, capsys):
-    folder = folder_of(tmp_path / "m", {"model": make(DFM_NET), "x": Harmful()}, None, "checkpoint.pth")
+    folder = folder_of(
+        tmp_path / "m",
+        {"model": make(DFM_NET), "x": Calling(print, "a program ran while a checkpoint was read")},
+        None,
+        "checkpoint.pth",
+    )
     with pytest.raises(CheckpointError, match="--trust-pickle"):
         load(folder, "dfm", "uniform")
     with pytest.raises(CheckpointError, match=r"asks for builtins\.print"):
@@ -442,16 +563,48 @@ def test_conventions_of_each_family(tmp_path):
     ("config", "method", "source", "vocab", "message"),
     [
         ({"model_type": "mdlm"}, "sedd", "mask", V, "holds weights of mdlm, asked for as sedd; choose --methods mdlm"),
-        ({"model_type": "duo"}, "mdlm", "mask", V, "choose --methods duo"),
+        ({"model_type": "duo"}, "mdlm", "mask", V, "choose --methods duo, a plug-in: pip install tests/plugins/duo in"),
         ({"model_type": "bd3lm"}, "mdlm", "mask", V, "block diffusion"),
         ({"graph": {"type": "absorb"}}, "sedd", "uniform", V, "choose --sources mask"),
         ({"model_type": "mdlm"}, "mdlm", "mask", 99, r"know 11 tokens, the task has 99"),
-        ({"auto_map": {}}, "dfm", "mask", V, "nothing beside it says which"),
+        ({"auto_map": {}}, "dfm", "mask", V, "nothing beside it says which.*duo, a plug-in: pip install"),
     ],
 )
 def test_wrong_requests_say_what_fits(tmp_path, config, method, source, vocab, message):
     with pytest.raises(CheckpointError, match=message):
         load(folder_of(tmp_path / "m", make(DIT), config), method, source, vocab)
+
+
+def test_weights_of_another_family_are_refused_before_they_are_loaded(tmp_path):
+    """By the names of the tensors and what lies beside them: when a run is planned, not in its first cell."""
+    mdlm = folder_of(tmp_path / "m", prefixed(make(DIT), "backbone."), {"model_type": "mdlm"})
+    student = folder_of(tmp_path / "s", make(STUDENT))
+    average = folder_of(tmp_path / "p", {"model": make(DFM_NET)}, None, "checkpoint.pth")
+
+    def identify(folder: Path, method: str, source: str, trust: bool = False) -> str:
+        found = checkpoints.find(method, source, (source,), str(folder), "text", None, trust)
+        return checkpoints.identify(found).weights
+
+    assert identify(mdlm, "mdlm", "mask").startswith("sha256:")
+    assert identify(student, "tsdfm", "uniform").startswith("sha256:")
+    assert identify(average, "dfm", "uniform", trust=True).startswith("sha256:")
+    with pytest.raises(CheckpointError, match="holds weights of mdlm, asked for as sedd; choose --methods mdlm"):
+        identify(mdlm, "sedd", "mask")
+    with pytest.raises(CheckpointError, match="holds weights of fsdfm, asked for as dfm; choose --methods fsdfm"):
+        identify(student, "dfm", "uniform")
+    with pytest.raises(CheckpointError, match="--trust-pickle"):
+        identify(average, "dfm", "uniform")
+    (mdlm / "model.safetensors").write_bytes((mdlm / "model.safetensors").read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match="truncated or damaged"):
+        identify(mdlm, "mdlm", "mask")
+
+
+def test_a_path_may_have_the_mark_of_a_choice_in_it(tmp_path):
+    folder = folder_of(tmp_path / "run#1", make(DIT), {"model_type": "mdlm"})
+    for typed in (folder, folder / "model.safetensors", f"{folder}#model"):
+        assert load(typed, "mdlm", "mask")[1]["published"] == "mdlm"
+    with pytest.raises(UsageError, match="'#2' chooses no network"):
+        load(tmp_path / "run#2", "mdlm", "mask")
 
 
 def test_flow_weights_say_their_source_and_step_size(tmp_path):
@@ -540,6 +693,34 @@ def test_hub_pickles_by_file_and_network(hub):
     load("hf:aminr8/FS-DFM:DFM_checkpoint.pth", "dfm", "uniform", trust=True)
     with pytest.raises(CheckpointError, match="--trust-pickle"):
         load("hf:aminr8/FS-DFM", "fsdfm", "uniform")
+
+
+@pytest.mark.parametrize(("first", "second"), [("dfm", "fsdfm"), ("fsdfm", "dfm"), ("fsdfm", "tsdfm")])
+def test_a_cached_file_of_another_method_is_not_taken(hub, monkeypatch, first, second):
+    """One repository, one file per method: the cache may hold the other's alone, and then the hub is asked."""
+    import huggingface_hub
+
+    files = {"dfm": ("DFM_checkpoint.pth", {"model": make(DFM_NET)})}
+    files["fsdfm"] = files["tsdfm"] = ("FS_DFM_checkpoint.pth", {"student_model": make(STUDENT)})
+    hub("aminr8/FS-DFM", "3" * 40, ["main"], files[first][1], None, files[first][0])
+    load("hf:aminr8/FS-DFM", first, "uniform", trust=True)
+    if files[first] != files[second]:
+        with pytest.raises(CheckpointError, match=f"has no file of '{second}', only {files[first][0]}"):
+            load("hf:aminr8/FS-DFM", second, "uniform", trust=True)
+    load(f"hf:aminr8/FS-DFM:{files[first][0]}", first, "uniform", trust=True)
+    cached = huggingface_hub.snapshot_download
+
+    def fetch(name, *, revision=None, local_files_only=False, allow_patterns=None):
+        if not local_files_only:
+            assert files[second][0] in allow_patterns
+            hub(name, "3" * 40, [], files[second][1], None, files[second][0])
+        return cached(name, revision=revision, local_files_only=True)
+
+    listed = sorted({name for name, _ in files.values()})
+    monkeypatch.delenv("TSDFM_BENCH_OFFLINE")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_args, **_settings: listed)
+    assert load("hf:aminr8/FS-DFM", second, "uniform", trust=True)[1]["method"] == second
 
 
 def test_what_the_hub_does_not_give_is_said_with_what_to_type(hub):

@@ -43,6 +43,8 @@ class Shell:
     def type(self, command: str) -> str:
         """What a command prints; it must succeed."""
         program, *words = shlex.split(command)
+        if "hf:" in command:
+            return self.type_without_network(words)
         if program == "tsdfm-bench":
             done = CliRunner().invoke(app, words, catch_exceptions=False)
             assert done.exit_code == 0, f"{command}\n{done.output}"
@@ -56,6 +58,16 @@ class Shell:
         if program == "pip":
             self.find_installed()
         return finished.stdout
+
+    def type_without_network(self, words: list[str]) -> str:
+        """A command that needs the hub: everything in it is known, and the network alone is missing."""
+        with self.patch.context() as patch:
+            patch.setenv("TSDFM_BENCH_OFFLINE", "1")
+            patch.setenv("TSDFM_BENCH_CACHE", str(self.folder / "nothing"))
+            done = CliRunner().invoke(app, words, catch_exceptions=False)
+        assert done.exit_code in (1, 2), done.output
+        assert "TSDFM_BENCH_OFFLINE is set" in done.output
+        return f"{shlex.join(words)}\n{done.output}"
 
     def find_installed(self) -> None:
         """Make what is installed importable here and in processes started from here."""
