@@ -106,7 +106,12 @@ def parameter_count(folder: Path) -> int:
 
 
 def read_model(folder: Path, dtype: str, device_map: str | None = None) -> tuple[Any, Any]:
-    """Model and tokenizer of a folder with safetensors; nothing is fetched and no code of the folder is run."""
+    """Model and tokenizer of a folder with safetensors; nothing is fetched and no code of the folder is run.
+
+    Raises:
+        AssetError: files that are damaged, of no causal language model, or whose weights are not those of the
+            configuration (transformers itself would fill gaps with random numbers).
+    """
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -115,21 +120,51 @@ def read_model(folder: Path, dtype: str, device_map: str | None = None) -> tuple
 
     try:
         with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(
+            model, loaded = AutoModelForCausalLM.from_pretrained(
                 str(folder),
                 dtype=getattr(torch, dtype),
                 local_files_only=True,
                 use_safetensors=True,
                 trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # `_require_all_weights` names them
                 **({"device_map": device_map} if device_map else {}),
             )
             tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise AssetError(f"{folder} cannot be read as a causal language model: {reason}") from error
+    _require_all_weights(folder, model, loaded)
     if len(tokenizer) == 0:
         raise AssetError(f"the tokenizer in {folder} is empty; its vocabulary files are missing or of another format")
     return model, tokenizer
+
+
+def _require_all_weights(folder: Path, model: Any, loaded: dict[str, Any]) -> None:
+    """Raise AssetError unless the files hold exactly the model's weights.
+
+    transformers has left out tied weights and what the model's class ignores. Tables that a model computes itself
+    (its buffers, and the `masked_bias` of older versions) may be stored or not.
+    """
+    computed = {name for name, _ in model.named_buffers()}
+    unexpected = [
+        name for name in loaded["unexpected_keys"] if name not in computed and not name.endswith(".masked_bias")
+    ]
+    shapes = [f"{name} {tuple(stored)}, not {tuple(own)}" for name, stored, own in loaded["mismatched_keys"]]
+    faults = [
+        f"{what}: {', '.join(sorted(names)[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        for what, names in (
+            ("missing", loaded["missing_keys"]),
+            ("of another shape", shapes),
+            ("not of this model", unexpected),
+        )
+        if names
+    ]
+    if faults:
+        raise AssetError(
+            f"{folder}: the weights are not those of the {type(model).__name__} that config.json describes: "
+            f"{'; '.join(faults)}. Give a folder that save_pretrained of that class has written"
+        )
 
 
 def _snapshot(name: str, revision: str | None, local: bool) -> Path:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
 )
 
@@ -291,8 +297,6 @@ def test_description_needs_no_weights_in_memory(folder, scorer):
 
 
 def test_revision_follows_the_weights(folder, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     assert CausalLM.describe({"name": str(copy)}).revision == CausalLM.describe({"name": str(folder)}).revision
@@ -311,14 +315,61 @@ def test_folder_without_safetensors_is_refused(folder, tmp_path):
 
 
 def test_truncated_weights_are_one_clear_error(folder, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     data = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(AssetError, match="cannot be read"):
         CausalLM.load({"name": str(copy)}, "cpu")
+
+
+def edited(folder: Path, copy: Path, file: str = "config.json", **changes: object) -> Path:
+    """A copy of a model's folder with other settings in a JSON file."""
+    shutil.copytree(folder, copy)
+    settings = json.loads((copy / file).read_text())
+    (copy / file).write_text(json.dumps(settings | changes))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 3}, r"LlamaForCausalLM .*missing: model\.layers\.2\..*and 6 more"),
+        ({"num_hidden_layers": 1}, r"not of this model: model\.layers\.1\."),
+        ({"vocab_size": 100}, r"of another shape: .*embed_tokens\.weight \(258, 32\), not \(100, 32\)"),
+    ],
+)
+def test_weights_of_another_configuration_are_refused(folder, tmp_path, changes, message):
+    """transformers would fill what is missing with random numbers, others at every start."""
+    with pytest.raises(AssetError, match=message):
+        CausalLM.load({"name": str(edited(folder, tmp_path / "copy", **changes))}, "cpu")
+
+
+def test_weights_of_a_model_with_another_head_are_refused(tmp_path):
+    save_model(tmp_path, LlamaForSequenceClassification, LlamaConfig(vocab_size=258, **SIZES))
+    with pytest.raises(AssetError, match=r"missing: lm_head\.weight; not of this model: score\.weight"):
+        CausalLM.load({"name": str(tmp_path)}, "cpu")
+
+
+def test_tied_weights_and_tables_that_older_versions_stored_may_be_there_or_not(tmp_path):
+    """The hub's GPT-2 and GPT-Neo have causal masks among their weights, and no output layer."""
+    config = GPTNeoConfig(
+        vocab_size=258,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        max_position_embeddings=64,
+        attention_types=[[["global", "local"], 1]],
+        initializer_range=0.4,
+    )
+    save_model(tmp_path, GPTNeoForCausalLM, config)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert "lm_head.weight" not in weights
+    before = CausalLM.load({"name": str(tmp_path)}, "cpu").score(TEXTS[:1]).nll[0]
+    weights["transformer.h.0.attn.attention.bias"] = torch.ones(1, 1, 64, 64, dtype=torch.bool).tril()
+    weights["transformer.h.0.attn.attention.masked_bias"] = torch.tensor(-1e9)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    np.testing.assert_array_equal(CausalLM.load({"name": str(tmp_path)}, "cpu").score(TEXTS[:1]).nll[0], before)
 
 
 def test_unknown_model_offline_lists_what_was_tried():
