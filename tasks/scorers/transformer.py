@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 HEAD_POSITIONS = 256
+CAUSAL_TOLERANCE, ROUGH_CAUSAL_TOLERANCE = 1e-3, 3e-2  # relative change of the states, float32 and 16 bits
 CPU_TOKENS, DEVICE_TOKENS = 512, 8192  # more does not fit into the cache of a CPU core
 OPTIONS: dict[str, Any] = {
     "name": "",
@@ -148,7 +149,12 @@ class CausalLM:
 
     @classmethod
     def load(cls, params: Mapping[str, object], device: str) -> CausalLM:
-        """Read the model; raises AssetError if its files cannot be obtained and UsageError for a wrong option."""
+        """Read the model.
+
+        Raises:
+            AssetError: its files cannot be obtained, are damaged, or hold other weights than it has.
+            UsageError: a wrong option, a model that is not causal, or a tokenizer that changes texts.
+        """
         settings = cls.settings_of(params)
         folder = cls.fetch(params)
         info = cls.describe(params)
@@ -156,7 +162,29 @@ class CausalLM:
         model, tokenizer = read_model(folder, info.dtype, settings["device_map"])
         if not settings["lossy"]:
             require_round_trip(tokenizer, info.name)
-        return cls((model if settings["device_map"] else model.to(device)).eval(), tokenizer, info, settings)
+        scorer = cls((model if settings["device_map"] else model.to(device)).eval(), tokenizer, info, settings)
+        scorer.require_causal()
+        return scorer
+
+    def require_causal(self) -> None:
+        """Raise UsageError if states depend on later tokens, as an encoder's do: it would see what it predicts.
+
+        Four rows differ in their last token only. Up to rounding (and experts may round by what shares a batch), the
+        states before it have to be the same.
+        """
+        last = torch.linspace(0, self.model.get_input_embeddings().weight.shape[0] - 1, 4).long()
+        before = torch.tensor([self.context_id, self.end_id, self.context_id]).expand(4, 3)
+        inputs = torch.cat([before, last[:, None]], dim=1).to(self.device)
+        first = torch.zeros(1, dtype=torch.int64, device=self.device)
+        with torch.inference_mode():
+            hidden = self._hidden_and_nll(inputs, (first, first), first)[0][:, :3].float()
+        moved = float((hidden - hidden[:1]).norm() / hidden.norm())
+        if moved > (CAUSAL_TOLERANCE if self.info.dtype == "float32" else ROUGH_CAUSAL_TOLERANCE):
+            raise UsageError(
+                f"scorer '{self.info.name}' is not causal: {type(self.model).__name__} sees the tokens that it is to "
+                "predict (its states change with later ones). Choose one trained to predict the next token, such as "
+                "hf:gpt2-large"
+            )
 
     def networks(self) -> Mapping[str, nn.Module]:
         """The body (everything but the output layer), under the role "scorer"."""
@@ -275,21 +303,28 @@ class CausalLM:
         hidden = self.body(input_ids=inputs, use_cache=False).last_hidden_state
         at = at[0].to(hidden.device), at[1].to(hidden.device)  # the last of several devices
         chunks = zip(hidden[at].split(HEAD_POSITIONS), targets.split(HEAD_POSITIONS), strict=True)
-        return hidden, torch.cat([_nll(self.head(states), wanted) for states, wanted in chunks])
+        return hidden, torch.cat([_nll(self._logits(states), wanted) for states, wanted in chunks])
+
+    def _logits(self, states: Tensor) -> Tensor:
+        """The output layer, in its own precision: the states of some models (Mamba) are float32 in any."""
+        logits: Tensor = self.head(states.to(self.head.weight.dtype))
+        return logits
 
     def _output_layer_is_last(self) -> bool:
         """Whether logits are exactly head(body(x)): some models scale or cap them, and are then run whole."""
         probe = torch.tensor([[self.context_id, self.end_id, self.context_id]], device=self.device)
         with torch.inference_mode():
             whole = self.model(input_ids=probe, use_cache=False).logits
-            parts = self.head(self.body(input_ids=probe, use_cache=False).last_hidden_state)
+            parts = self._logits(self.body(input_ids=probe, use_cache=False).last_hidden_state)
         return whole.shape == parts.shape and torch.allclose(
             whole.cpu().float(), parts.cpu().float(), rtol=1e-3, atol=1e-3
         )
 
 
 def _require_dtype(info: ScorerInfo, device: str) -> None:
-    if info.dtype == "bfloat16" and device.startswith("cuda") and not torch.cuda.is_bf16_supported():
+    if info.dtype != "bfloat16" or not device.startswith("cuda") or torch.version.hip:
+        return
+    if torch.cuda.get_device_properties(device).major < 8:  # `is_bf16_supported` counts emulation, and another device
         raise UsageError(f"{device} does not compute in bfloat16: scorer '{info.name}' needs dtype=float16 or float32")
 
 

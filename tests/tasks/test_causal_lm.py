@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertLMHeadModel,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoConfig,
@@ -21,7 +25,14 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    MambaConfig,
+    MambaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForCausalLM,
+    RobertaForMaskedLM,
 )
 
 from tsdfm_bench.errors import AssetError, UsageError
@@ -258,10 +269,12 @@ def test_bfloat16_is_an_option_and_recorded(folder, scorer):
 
 def test_a_gpu_without_bfloat16_says_what_to_choose(folder, monkeypatch):
     """Before the model is read: torch would emulate it, at a fraction of the speed."""
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    first_is_new = {"cuda:0": SimpleNamespace(major=9), "cuda:1": SimpleNamespace(major=7)}  # an H100 and a T4
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: first_is_new[str(device)])
     monkeypatch.setattr(transformer, "read_model", lambda *_: pytest.fail("read"))
-    with pytest.raises(UsageError, match=r"cuda:0 does not compute in bfloat16.*dtype=float16 or float32"):
-        CausalLM.load({"name": str(folder), "dtype": "bfloat16"}, "cuda:0")
+    transformer._require_dtype(CausalLM.describe({"name": str(folder), "dtype": "bfloat16"}), "cuda:0")
+    with pytest.raises(UsageError, match=r"cuda:1 does not compute in bfloat16.*dtype=float16 or float32"):
+        CausalLM.load({"name": str(folder), "dtype": "bfloat16"}, "cuda:1")
 
 
 def test_a_device_map_places_the_model_instead_of_the_device(folder, scorer, monkeypatch):
@@ -321,6 +334,31 @@ def test_truncated_weights_are_one_clear_error(folder, tmp_path):
     (copy / "model.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(AssetError, match="cannot be read"):
         CausalLM.load({"name": str(copy)}, "cpu")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("config", "masked", "causal"),
+    [(BertConfig, BertForMaskedLM, BertLMHeadModel), (RobertaConfig, RobertaForMaskedLM, RobertaForCausalLM)],
+)
+def test_an_encoder_is_no_judge(tmp_path, config, masked, causal, dtype):
+    """The same network with a causal mask is one."""
+    sizes = {name: size for name, size in SIZES.items() if name != "num_key_value_heads"}
+    save_model(tmp_path / "encoder", masked, config(vocab_size=258, pad_token_id=0, **sizes))
+    with pytest.raises(UsageError, match=r"is not causal: .* sees the tokens that it is to predict.*hf:gpt2-large"):
+        CausalLM.load({"name": str(tmp_path / "encoder"), "dtype": dtype}, "cpu")
+    save_model(tmp_path / "decoder", causal, config(vocab_size=258, pad_token_id=0, is_decoder=True, **sizes))
+    CausalLM.load({"name": str(tmp_path / "decoder"), "dtype": dtype}, "cpu")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_models_of_other_kinds_are_causal(tmp_path, dtype):
+    """Experts, whose rounding depends on the tokens that share them, and a state-space model."""
+    experts = MixtralConfig(vocab_size=258, num_local_experts=4, num_experts_per_tok=2, **SIZES)
+    states = MambaConfig(vocab_size=258, hidden_size=32, num_hidden_layers=2, state_size=4, initializer_range=0.4)
+    for kind, config in ((MixtralForCausalLM, experts), (MambaForCausalLM, states)):
+        save_model(tmp_path / kind.__name__, kind, config)
+        CausalLM.load({"name": str(tmp_path / kind.__name__), "dtype": dtype}, "cpu")
 
 
 def edited(folder: Path, copy: Path, file: str = "config.json", **changes: object) -> Path:
