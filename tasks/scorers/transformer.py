@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16")
 HEAD_POSITIONS = 256
 CAUSAL_TOLERANCE, ROUGH_CAUSAL_TOLERANCE = 1e-3, 3e-2  # relative change of the states, float32 and 16 bits
+ROUND_TRIPS, ROUND_TRIP_CHARACTERS = 8, 2000
 CPU_TOKENS, DEVICE_TOKENS = 512, 8192  # more does not fit into the cache of a CPU core
 OPTIONS: dict[str, Any] = {
     "name": "",
@@ -80,6 +81,9 @@ class CausalLM:
         self.fingerprint = fingerprint(tokenizer, self.end_id)
         self.split_head = not plain() and self._output_layer_is_last()
         self.info = info
+        self.unproven = (
+            0 if settings.get("lossy", True) else ROUND_TRIPS
+        )  # judges with a pinned file have no such option
 
     # ------------------------------------------------------------------------------------------- what it is
 
@@ -193,8 +197,9 @@ class CausalLM:
     # ---------------------------------------------------------------------------------------------- scoring
 
     def score(self, texts: Sequence[str]) -> ScoreBatch:
-        """NLLs in nats of every token of each text."""
+        """NLLs in nats of every token of each text; raises UsageError if the tokenizer changes one of the first."""
         distinct = {text: index for index, text in enumerate(dict.fromkeys(texts))}
+        self._require_round_trips(list(distinct))
         placed = [np.asarray(self._placed(text), dtype=np.int64).reshape(-1, 3) for text in distinct]
         tokens = [rows[:, 0].tolist() for rows in placed]
         nll, pooled = self._score_tokens(tokens)
@@ -208,6 +213,13 @@ class CausalLM:
             features=pooled[order],
             spans=[placed[i][:, 1:] for i in order] if getattr(self.tokenizer, "is_fast", False) else None,
         )
+
+    def _require_round_trips(self, texts: Sequence[str]) -> None:
+        some = [
+            piece[:ROUND_TRIP_CHARACTERS] for text in texts[: self.unproven] for piece in split_at_end_of_text(text)
+        ]
+        self.unproven -= min(len(texts), self.unproven)
+        require_round_trip(self.tokenizer, self.info.name, some)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without context token; end-of-text markers become the scorer's own end-of-text."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -157,6 +157,7 @@ def test_a_tokenizer_without_offsets_gives_no_spans(scorer, monkeypatch):
             return {"input_ids": [3] * len(text)}
 
     monkeypatch.setattr(scorer, "tokenizer", Slow())
+    monkeypatch.setattr(scorer, "unproven", 0)
     monkeypatch.setattr(scorer, "fingerprint", "")
     assert scorer.score(["abc<|endoftext|>de"]).spans is None
 
@@ -524,16 +525,64 @@ def test_the_memory_of_tokens_is_bounded():
     assert calls[-2:] == ["a", "a"]
 
 
-def test_a_tokenizer_that_changes_texts_is_refused(tmp_path):
-    from tokenizers import normalizers
+def with_tokenizer(folder: Path, copy: Path, normalizer: object = None, model: object = None) -> Path:
+    """A copy of a model's folder whose tokenizer has another normaliser, or is another one."""
+    shutil.copytree(folder, copy)
+    table = Tokenizer.from_file(str(copy / "tokenizer.json"))
+    if model is not None:
+        table.model, table.pre_tokenizer = model, None
+        table.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    table.normalizer = normalizer
+    table.save(str(copy / "tokenizer.json"))
+    return copy
 
-    save_model(tmp_path, LlamaForCausalLM, LlamaConfig(vocab_size=258, **SIZES))
-    table = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    table.normalizer = normalizers.Lowercase()
-    table.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(UsageError, match=r"does not give a text back.*lossy=true"):
-        CausalLM.load({"name": str(tmp_path)}, "cpu")
-    assert CausalLM.load({"name": str(tmp_path), "lossy": "true"}, "cpu").score(["A"]).units[0].size == 1
+
+@pytest.mark.parametrize(
+    ("normalizer", "changed"),
+    [
+        (normalizers.Lowercase(), r"'The State.*' became 'the state"),
+        (normalizers.Replace(Regex(r"\s+"), " "), r"' 1,234.* became '1,234"),
+        (normalizers.Replace("\n", " "), r"'\\n\\n.* became '  "),
+        (normalizers.NFKC(), r"'ﬁve.* became 'five"),
+        (normalizers.StripAccents(), r"'é.* became 'e"),
+    ],
+)
+def test_a_tokenizer_that_changes_texts_is_refused(folder, tmp_path, normalizer, changed):
+    copy = with_tokenizer(folder, tmp_path / "copy", normalizers.Sequence([normalizers.NFD(), normalizer]))
+    with pytest.raises(UsageError, match=rf"does not give a text back \({changed}.*lossy=true"):
+        CausalLM.load({"name": str(copy)}, "cpu")
+    assert CausalLM.load({"name": str(copy), "lossy": "true"}, "cpu").score(["A"]).units[0].size == 1
+
+
+def sentencepiece(fallback: bool = True) -> models.BPE:
+    """Pieces for letters, and bytes or the unknown token for other characters."""
+    pieces = ["<|endoftext|>", "<bos>", "<unk>", "▁", *"Theoldgray"]
+    pieces += [f"<0x{byte:02X}>" for byte in range(256 - len(pieces) + 2)] if fallback else list("SUint:,.1234?“”–'s½")
+    table = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    return models.BPE(vocab=table, merges=[], byte_fallback=fallback, unk_token="<unk>")
+
+
+def test_tokenizers_that_keep_texts_are_accepted(folder, tmp_path):
+    """SentencePiece's space before a text, bytes for rare characters, and canonical composition."""
+    spaces = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    llama = with_tokenizer(folder, tmp_path / "llama", spaces, sentencepiece())
+    assert CausalLM.load({"name": str(llama)}, "cpu").score(["The old", " dog\n"]).units[0].size == 8
+    gemma = with_tokenizer(folder, tmp_path / "gemma", normalizers.Replace(" ", "▁"), sentencepiece())
+    assert CausalLM.load({"name": str(gemma)}, "cpu").score(["The old", " dog\n"]).units[0].size == 7
+    qwen = with_tokenizer(folder, tmp_path / "qwen", normalizers.NFC())
+    assert CausalLM.load({"name": str(qwen)}, "cpu").score(["e\u0301"]).units[0].size == 2
+
+
+def test_a_tokenizer_that_changes_the_texts_scored_is_refused_with_the_first_of_them(folder, tmp_path):
+    """What no probe has: here one letter; of later texts nothing more is read back."""
+    copy = with_tokenizer(folder, tmp_path / "copy", normalizers.Replace("ø", "o"))
+    scorer = CausalLM.load({"name": str(copy)}, "cpu")
+    scorer.score(["one<|endoftext|>two"])
+    with pytest.raises(UsageError, match=r"'ø end' became 'o end'"):
+        scorer.score(["one<|endoftext|>twø end"])
+    unknown = with_tokenizer(folder, tmp_path / "unknown", normalizers.Replace(" ", "▁"), sentencepiece(False))
+    with pytest.raises(UsageError, match=r"became '<unk>"):
+        CausalLM.load({"name": str(unknown)}, "cpu")
 
 
 @pytest.mark.parametrize(
