@@ -17,8 +17,9 @@ Only safetensors are read and no code of a repository is run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,9 +33,6 @@ from tsdfm_bench.tasks.scorers.hub import read_model
 from tsdfm_bench.tasks.scorers.tokens import SHARED, end_of_text_id, fingerprint, require_round_trip, token_id
 from tsdfm_bench.tasks.scorers.units import END_OF_TEXT, byte_count, piece_starts, split_at_end_of_text
 from tsdfm_bench.tasks.scorers.windows import Window, batches_of, windows_of
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 DTYPES = ("float32", "bfloat16", "float16")
 HEAD_POSITIONS = 256
@@ -57,7 +55,7 @@ OPTIONS: dict[str, Any] = {
 
 
 class CausalLM:
-    """The scorer `hf:NAME`, NAME a hub name or a folder; base of the judges with a pinned file (`causal_lm.py`).
+    """The scorer `hf:NAME`, NAME a folder or a hub name (or NAME@REVISION); base of the judges with a pinned file.
 
     Options: `dtype` (float32 by default everywhere, so that rows compare; bfloat16, float16), `window`, `stride`,
     `context` (the context token's text), `feature_tokens`, `batch_tokens` (inputs of one forward pass, 0 = 512 on a CPU
@@ -79,6 +77,7 @@ class CausalLM:
         self.context_id = token_id(tokenizer, info.context, info.name)
         self.end_id = end_of_text_id(tokenizer)
         self.fingerprint = fingerprint(tokenizer, self.end_id)
+        self._require_embedded([self.context_id, self.end_id], info.name)
         self.split_head = not plain() and self._output_layer_is_last()
         self.info = info
         self.unproven = (
@@ -92,6 +91,11 @@ class CausalLM:
         """The options, checked; raises UsageError."""
         owner = f"scorer '{cls.registered}'"
         settings = read_options(owner, params, cls.options)
+        name, at, revision = str(settings.get("name", "")).partition("@")
+        if at and not Path(settings["name"]).expanduser().exists():
+            if not revision or settings["revision"] not in (None, revision):
+                raise UsageError(f"{owner}: give one revision, hf:{name}@REVISION or hf:{name}[revision=REVISION]")
+            settings |= {"name": name, "revision": revision}
         if settings["dtype"] not in DTYPES:
             raise UsageError(f"option 'dtype' of {owner} is one of {', '.join(DTYPES)}, not {settings['dtype']!r}")
         if not 1 <= settings["stride"] < settings["window"]:
@@ -197,11 +201,17 @@ class CausalLM:
     # ---------------------------------------------------------------------------------------------- scoring
 
     def score(self, texts: Sequence[str]) -> ScoreBatch:
-        """NLLs in nats of every token of each text; raises UsageError if the tokenizer changes one of the first."""
+        """NLLs in nats of every token of each text.
+
+        Raises:
+            UsageError: the tokenizer changes one of the first texts.
+            AssetError: a token without an embedding, or one window that does not fit into memory.
+        """
         distinct = {text: index for index, text in enumerate(dict.fromkeys(texts))}
         self._require_round_trips(list(distinct))
         placed = [np.asarray(self._placed(text), dtype=np.int64).reshape(-1, 3) for text in distinct]
         tokens = [rows[:, 0].tolist() for rows in placed]
+        self._require_embedded((max(ids) for ids in tokens if ids), self.info.name)
         nll, pooled = self._score_tokens(tokens)
         order = [distinct[text] for text in texts]
         units = [rows[:, 0] for rows in placed]
@@ -220,6 +230,15 @@ class CausalLM:
         ]
         self.unproven -= min(len(texts), self.unproven)
         require_round_trip(self.tokenizer, self.info.name, some)
+
+    def _require_embedded(self, ids: Iterable[int], name: str) -> None:
+        """Raise AssetError for a token that the model has no embedding for (tokenizers may have more than it reads)."""
+        size, largest = self.model.get_input_embeddings().weight.shape[0], max(ids, default=0)
+        if largest >= size:
+            raise AssetError(
+                f"scorer '{name}': token {largest} ({self.tokenizer.convert_ids_to_tokens(largest)!r}) is beyond the "
+                f"model's {size} embeddings: tokenizer and weights are not of one model"
+            )
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without context token; end-of-text markers become the scorer's own end-of-text."""

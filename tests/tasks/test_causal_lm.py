@@ -411,6 +411,45 @@ def test_tied_weights_and_tables_that_older_versions_stored_may_be_there_or_not(
     np.testing.assert_array_equal(CausalLM.load({"name": str(tmp_path)}, "cpu").score(TEXTS[:1]).nll[0], before)
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", "[1]", r"config\.json is damaged: it holds a list"),
+        ("config.json", "{", r"config\.json is not JSON"),
+        ("tokenizer_config.json", "[]", r"tokenizer_config\.json is damaged: it holds a list"),
+        ("tokenizer_config.json", "{", r"tokenizer_config\.json is not JSON"),
+        ("model.safetensors.index.json", "{", r"index\.json is not JSON"),
+        ("model.safetensors.index.json", "{}", r"index\.json is damaged: it has no table 'weight_map'"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": 1}}', r"index\.json is damaged"),
+        ("model.safetensors", "\x02\0\0\0\0\0\0\0[]", r"model\.safetensors is not a complete safetensors file"),
+        ("model.safetensors", '\x08\0\0\0\0\0\0\0{"a":[]}', r"model\.safetensors is not a complete safetensors"),
+    ],
+)
+def test_damaged_files_of_a_model_are_named(folder, tmp_path, file, content, message):
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / file).write_text(content)
+    with pytest.raises(AssetError, match=message):
+        CausalLM.describe({"name": str(tmp_path / "copy")})
+
+
+def test_a_damaged_tokenizer_is_named(folder, tmp_path):
+    copy = edited(folder, tmp_path / "copy", "tokenizer_config.json", bos_token=None, eos_token=None)
+    (copy / "tokenizer.json").write_text("{")
+    with pytest.raises(AssetError, match=r"the tokenizer in .*copy cannot be read"):
+        CausalLM.describe({"name": str(copy)})
+    with pytest.raises(AssetError, match=r"copy cannot be read"):
+        CausalLM.load({"name": str(copy), "context": "<bos>"}, "cpu")
+
+
+def test_a_token_without_an_embedding_is_named_when_it_is_read(tmp_path):
+    """Tokenizers with tokens that their model never reads are common, so only those that texts have count."""
+    save_model(tmp_path, LlamaForCausalLM, LlamaConfig(vocab_size=200, **SIZES))
+    scorer = CausalLM.load({"name": str(tmp_path)}, "cpu")
+    scorer.score(["all"])
+    with pytest.raises(AssetError, match=r"token 2\d\d \('.'\) is beyond the model's 200 embeddings"):
+        scorer.score(["one", "one two"])
+
+
 def test_unknown_model_offline_lists_what_was_tried():
     with pytest.raises(AssetError) as error:
         CausalLM.fetch({"name": "nobody/no-such-model"})
@@ -431,6 +470,17 @@ def test_unknown_model_offline_lists_what_was_tried():
 def test_wrong_options_are_refused(params, message):
     with pytest.raises(UsageError, match=message):
         CausalLM.load(params, "cpu")
+
+
+def test_a_revision_may_stand_behind_the_name(folder, tmp_path):
+    asked = {name: CausalLM.settings_of({"name": name})["revision"] for name in ("org/x@v1", "org/x")}
+    assert asked == {"org/x@v1": "v1", "org/x": None}
+    assert CausalLM.settings_of({"name": "org/x@v1"}) == CausalLM.settings_of({"name": "org/x", "revision": "v1"})
+    for params in ({"name": "org/x@"}, {"name": "org/x@v1", "revision": "v2"}):
+        with pytest.raises(UsageError, match=r"one revision, hf:org/x@REVISION"):
+            CausalLM.settings_of(params)
+    shutil.copytree(folder, tmp_path / "x@v1")  # a folder's name is its own
+    assert CausalLM.describe({"name": str(tmp_path / "x@v1")}).title.endswith("x@v1")
 
 
 def test_wrong_context_token_is_refused(folder):
