@@ -123,7 +123,7 @@ def read_model(folder: Path, dtype: str, device_map: str | None = None) -> tuple
 
     try:
         with quiet_transformers():
-            model, loaded = AutoModelForCausalLM.from_pretrained(
+            read: Any = AutoModelForCausalLM.from_pretrained(
                 str(folder),
                 dtype=getattr(torch, dtype),
                 local_files_only=True,
@@ -136,6 +136,7 @@ def read_model(folder: Path, dtype: str, device_map: str | None = None) -> tuple
             tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise AssetError(f"{folder} cannot be read as a causal language model: {_line(error)}") from error
+    model, loaded = read
     _require_all_weights(folder, model, loaded)
     if len(tokenizer) == 0:
         raise AssetError(f"the tokenizer in {folder} is empty; its vocabulary files are missing or of another format")

@@ -17,7 +17,7 @@ import numpy as np
 from tsdfm_bench.errors import AssetError, UsageError
 from tsdfm_bench.tasks.scorers.units import END_OF_TEXT
 
-PROBE = "The State of the Union:  1,234 é?\n\n\t“ﬁve” – n .½, 中文, 😀"
+PROBE = "The State of the Union:  1,234 é?\n\n\t“ﬁve” – n .½, 中文, 😀\n"
 MOST_NUMBERS = 64_000_000  # 256 MB as int32
 
 

@@ -338,7 +338,7 @@ class CausalLM:
 
     def _logits(self, states: Tensor) -> Tensor:
         """The output layer, in its own precision: the states of some models (Mamba) are float32 in any."""
-        logits: Tensor = self.head(states.to(self.head.weight.dtype))
+        logits: Tensor = self.head(states.to(next(self.head.parameters()).dtype))
         return logits
 
     def _output_layer_is_last(self) -> bool:

@@ -594,6 +594,7 @@ def with_tokenizer(folder: Path, copy: Path, normalizer: object = None, model: o
         (normalizers.Replace(Regex(r"\s+"), " "), r"' 1,234.* became '1,234"),
         (normalizers.Replace("\n", " "), r"'\\n\\n.* became '  "),
         (normalizers.NFKC(), r"'ﬁve.* became 'five"),
+        (normalizers.Strip(), r"'\\n' became ''"),
         (normalizers.StripAccents(), r"'é.* became 'e"),
     ],
 )
