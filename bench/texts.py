@@ -27,13 +27,19 @@ def encode(batch: SampleBatch, task: Task, length: int) -> tuple[SampleBatch, li
     """The batch with tokens (n, length) and lengths of its texts, and the texts, cut where tokens are cut.
 
     Raises:
-        PluginError: texts of the wrong number or type, or that the task cannot encode.
+        PluginError: texts of the wrong number or type, without a tensor of tokens beside them, or that the task
+            cannot encode.
     """
     import torch
 
     given = getattr(batch, "texts", None)
     if given is None:
         return batch, None
+    if not isinstance(batch.tokens, torch.Tensor) or batch.tokens.ndim != 2:
+        raise PluginError(
+            f"sample must return a tensor of tokens ({len(given)}, {length}) also with texts, not a "
+            f"{type(batch.tokens).__name__}; zeros will do, since the task's tokenizer encodes the texts"
+        )
     if len(given) != len(batch.tokens) or not all(isinstance(text, str) for text in given):
         raise PluginError(f"sample must return a text for each of its {len(batch.tokens)} rows")
     tokens = torch.zeros(len(given), length, dtype=torch.int64)

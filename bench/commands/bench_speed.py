@@ -92,6 +92,10 @@ def bench_speed_command(
         device: torch device string, or "auto".
         out: folder for speed.json and the figure of the growth; None = nothing is written.
         as_json: print JSON only.
+
+    Raises:
+        UsageError: an unknown name, an impossible number, or a file in the place of the folder.
+        StoreError: the folder cannot be written to; said before anything is measured.
     """
     import torch
 
@@ -111,6 +115,8 @@ def bench_speed_command(
         16 if quick else 64,
         threads,
     )
+    if out is not None:
+        _require_writable(out)
     where = choose_device(device)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -216,10 +222,19 @@ def _numbers(text: str | None, option: str, default: list[int]) -> list[int]:
     return numbers
 
 
+def _require_writable(folder: Path) -> None:
+    """Raise UsageError or StoreError before anything is measured that could not be kept."""
+    from tsdfm_bench.results.files import remove, write_bytes
+
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--out {folder} is a file: give a folder for speed.json and the figure")
+    write_bytes(folder / ".writable", b"", durable=False)
+    remove(folder / ".writable")
+
+
 def _write(found: Found, folder: Path) -> None:
     from tsdfm_bench.results.files import write_json
 
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "speed.json", found.to_json())
 
 

@@ -1,10 +1,11 @@
 """Documents of a corpus, split by split: files of a folder, or a data set of a hub.
 
 Files: `.txt` (one document a file; `documents=line` or `documents=paragraph` cuts it further, and so does
-`<|endoftext|>`), `.jsonl` and `.parquet` (one document a row, column `text` unless `field` says otherwise). Files and
-folders whose names begin with train, valid or test are those splits. Where nothing is named held-out, a document's own
-sha256 decides: 96 in a hundred are training text, two validation, two test. So equal documents are never in two splits,
-and a split does not change with the order or the number of files. A single held-out split is halved in the same way.
+`<|endoftext|>`), `.jsonl` and `.parquet` (one document a row, column `text` unless `field` says otherwise; rows that
+are empty or null are left out). Files and folders whose names begin with train, valid or test are those splits. Where
+nothing is named held-out, a document's own sha256 decides: 96 in a hundred are training text, two validation, two test.
+So equal documents are never in two splits, and a split does not change with the order or the number of files. A single
+held-out split is halved in the same way.
 
 Named corpora are data sets of the hub with their published splits. Where the hub cannot be reached, `path=FOLDER` or
 `TSDFM_BENCH_<NAME>=FOLDER` stands in.
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tsdfm_bench.errors import AssetError, UsageError, hub_reason, unknown_name
+from tsdfm_bench.errors import AssetError, BenchError, UsageError, hub_reason, unknown_name
 from tsdfm_bench.tasks.assets import hub_refusal
 from tsdfm_bench.tasks.scorers.units import END_OF_TEXT
 
@@ -46,6 +47,7 @@ class Corpus:
         held_out: name of the corpus whose validation and test splits are used instead of its own.
         clean: applied to every document.
         citation: source and licence.
+        published: what its held-out text is, where the hub's splits are used.
     """
 
     dataset: str
@@ -55,6 +57,7 @@ class Corpus:
     held_out: str | None = None
     clean: Callable[[str], str] | None = None
     citation: str = ""
+    published: str = ""
 
 
 def detokenise_wikitext(line: str) -> str:
@@ -74,13 +77,15 @@ CORPORA: Mapping[str, Corpus] = {
         "CC-MAIN-2024-10",
         {"train": "train"},
         held_out="wikitext-103",
-        citation="FineWeb-Edu, CC-MAIN-2024-10 (ODC-By 1.0); held out: WikiText-103",
+        citation="FineWeb-Edu, CC-MAIN-2024-10 (ODC-By 1.0)",
+        published="WikiText-103",
     ),
     "openwebtext": Corpus(
         "Skylion007/openwebtext",
         None,
         {"train": "train[:-100000]", "held-out": "train[-100000:]"},
-        citation="OpenWebText; held out: its last 100,000 documents, as in MDLM's code",
+        citation="OpenWebText",
+        published="its last 100,000 documents, as in MDLM's code",
     ),
     "wikitext-103": Corpus(
         "Salesforce/wikitext",
@@ -94,13 +99,15 @@ CORPORA: Mapping[str, Corpus] = {
         None,
         {"train": "train", "held-out": "test"},
         revision="refs/convert/parquet",
-        citation="One Billion Word benchmark; held out: its test split",
+        citation="One Billion Word benchmark",
+        published="its test split",
     ),
     "tinystories": Corpus(
         "roneneldan/TinyStories",
         None,
         {"train": "train", "held-out": "validation"},
-        citation="TinyStories (CDLA-Sharing 1.0); held out: its validation split",
+        citation="TinyStories (CDLA-Sharing 1.0)",
+        published="its validation split",
     ),
 }
 
@@ -126,7 +133,7 @@ def open_source(name: str, path: str | None = None, column: str = "text", cut: s
     """The source a user names.
 
     Args:
-        name: a folder or file, a name of `CORPORA`, or hf:OWNER/NAME[:CONFIG].
+        name: a folder or file, a name of `CORPORA`, or hf:OWNER/NAME[@REVISION][:CONFIG].
         path: a folder that stands in for a named corpus.
         column: of JSONL, Parquet and data sets.
         cut: what is a document in a .txt file.
@@ -143,14 +150,16 @@ def open_source(name: str, path: str | None = None, column: str = "text", cut: s
     if local or place.exists():
         if not place.exists():
             raise UsageError(f"no such folder or file: {place}")
-        clean = CORPORA[name].clean if name in CORPORA else None
-        return _local(name, place, column, cut, clean, CORPORA[name].citation if name in CORPORA else "")
+        return _local(name, place, column, cut, CORPORA.get(name))
     if name in CORPORA:
         return _named(name, column)
     if name.startswith("hf:"):
-        dataset, _, config = name.removeprefix("hf:").partition(":")
+        place_there, _, config = name.removeprefix("hf:").partition(":")
+        dataset, at, revision = place_there.partition("@")
+        if at and not revision:
+            raise UsageError(f"text '{name}' has an empty revision: write hf:OWNER/NAME@REVISION, or leave out the @")
         splits = {"train": "train", "held-out": "validation"}
-        return _hub(name, Corpus(dataset, config or None, splits, citation=dataset), column)
+        return _hub(name, Corpus(dataset, config or None, splits, revision or None, citation=place_there), column)
     raise unknown_name("text", name, CORPORA, "Or give a folder or file of .txt, .jsonl or .parquet, or hf:OWNER/NAME.")
 
 
@@ -165,7 +174,8 @@ def _variable(name: str) -> str:
 # ------------------------------------------------------------------------------------------------------- local files
 
 
-def _local(name: str, place: Path, column: str, cut: str, clean: Callable[[str], str] | None, citation: str) -> Source:
+def _local(name: str, place: Path, column: str, cut: str, corpus: Corpus | None) -> Source:
+    clean = corpus.clean if corpus else None
     files = _files(place)
     if not files:
         raise UsageError(f"{place} has no {', '.join(SUFFIXES)} file")
@@ -184,7 +194,12 @@ def _local(name: str, place: Path, column: str, cut: str, clean: Callable[[str],
                     if roles[file] == split or split_of(document, halved=roles[file] == HALVED) == split:
                         yield clean(document) if clean else document
 
-    return Source(name, f"files {stamp.hexdigest()} {column} {cut}", read, citation or f"local files: {place.name}")
+    citation = f"local files: {place.name}"
+    if corpus:  # the hub's splits are not those of a folder that stands in for it
+        held_out = {HASHED: "by hash", HALVED: "files of one name, halved by hash"}
+        how = next((held_out[role] for role in roles.values() if role in held_out), "files named so")
+        citation = f"{corpus.citation}; {citation}; held out: {how}"
+    return Source(name, f"files 2 {stamp.hexdigest()} {column} {cut}", read, citation)
 
 
 def split_of(document: str, halved: bool = False) -> Split:
@@ -232,14 +247,17 @@ def _documents(file: Path, column: str, cut: str) -> Iterator[str]:
         elif file.suffix == ".jsonl":
             with file.open(encoding="utf-8") as lines:
                 for number, line in enumerate(lines, 1):
-                    if line.strip():
-                        yield _field(json.loads(line), column, f"{file}, line {number}")
+                    text = _field(json.loads(line), column, f"{file}, line {number}") if line.strip() else None
+                    if text:
+                        yield text
         else:
             yield from _of_parquet(file, column)
     except UnicodeDecodeError as error:
         raise AssetError(f"{file} is not UTF-8: {error}") from error
     except json.JSONDecodeError as error:
         raise AssetError(f"{file} is not JSON lines: {error}") from error
+    except OSError as error:
+        raise AssetError(f"{file} cannot be read: {error.strerror or error}") from error
 
 
 def _of_text(file: Path, cut: str) -> Iterator[str]:
@@ -258,16 +276,26 @@ def _of_parquet(file: Path, column: str) -> Iterator[str]:
         if column not in content.schema_arrow.names:
             raise AssetError(f"{file} has no column '{column}'; it has: {', '.join(content.schema_arrow.names)}")
         for batch in content.iter_batches(batch_size=1024, columns=[column]):
-            yield from (str(text) for text in batch.column(0).to_pylist() if text)
+            texts = (_field(row, column, str(file)) for row in batch.to_pylist())
+            yield from (text for text in texts if text)
     except pa.ArrowInvalid as error:
         raise AssetError(f"{file} is not a complete Parquet file: {error}") from error
 
 
-def _field(row: object, column: str, where: str) -> str:
-    if not isinstance(row, Mapping) or not isinstance(row.get(column), str):
+def _field(row: object, column: str, where: str) -> str | None:
+    """The text of a row, or None where it is null."""
+    text = row.get(column, ...) if isinstance(row, Mapping) else ...
+    if text is None:
+        return None
+    if not isinstance(text, str):
         has = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
-        raise AssetError(f"{where} has no text under '{column}' (it has: {has}); set option 'field'")
-    return str(row[column])
+        what = "" if text is ... else f" but a value of type {type(text).__name__}"
+        raise AssetError(f"{where} has no text under '{column}'{what} (it has: {has}); set option 'field'")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise AssetError(f"{where} is no text: it has half a character (a lone surrogate) under '{column}'") from None
+    return text
 
 
 # --------------------------------------------------------------------------------------------------------- data sets
@@ -283,7 +311,7 @@ def _named(name: str, column: str) -> Source:
     def read(split: Split) -> Iterator[str]:
         return source.read(split) if split == "train" else other.read(split)
 
-    return Source(name, f"{source.identity} | {other.identity}", read, corpus.citation)
+    return Source(name, f"{source.identity} | {other.identity}", read, source.citation)
 
 
 def _hub(name: str, corpus: Corpus, column: str) -> Source:
@@ -292,13 +320,32 @@ def _hub(name: str, corpus: Corpus, column: str) -> Source:
         asked = corpus.splits.get("held-out" if halved else split)
         if asked is None:
             raise UsageError(f"text '{name}' has no {split} split")
-        for row in rows_of(corpus, asked, name):
+        for row in _unbroken(rows_of(corpus, asked, name), corpus, name):
             document = _field(row, column, name)
+            if document is None:
+                continue
             if not halved or split_of(document, halved=True) == split:
                 yield corpus.clean(document) if corpus.clean else document
 
     identity = f"hub {corpus.dataset} {corpus.config} {corpus.revision} {sorted(corpus.splits.items())} {column}"
-    return Source(name, identity, read, corpus.citation)
+    citation = f"{corpus.citation}; held out: {corpus.published}" if corpus.published else corpus.citation
+    return Source(name, identity, read, citation)
+
+
+def _unbroken(rows: Iterable[object], corpus: Corpus, name: str) -> Iterator[object]:
+    """The rows; raises AssetError if the hub breaks off among them."""
+    count = 0
+    try:
+        for row in rows:
+            count += 1
+            yield row
+    except BenchError:
+        raise
+    except Exception as error:  # the network's many errors, most of them OSError
+        raise AssetError(
+            f"the text '{name}' ({corpus.dataset}) broke off after {count:,} rows: {_reason(error, corpus)}. The same "
+            "command goes on from the last part that was kept"
+        ) from error
 
 
 def rows_of(corpus: Corpus, split: str, name: str) -> Iterable[object]:

@@ -22,6 +22,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -116,15 +117,20 @@ class Cache:
         """
         state = self.manifest() or {"parts": [], "documents": 0, "hash": "", "carry": [], "done": False}
         if not state["done"]:
-            try:
+            with self._writing():
                 self.folder.mkdir(parents=True, exist_ok=True)
-                self._fill(state, documents, encode, packer, title, most_tokens, part_tokens)
-            except OSError as error:
-                raise AssetError(
-                    f"cannot write the token cache {self.folder}: {error.strerror or error}; set TSDFM_BENCH_CACHE to "
-                    "a folder with room"
-                ) from error
+            self._fill(state, documents, encode, packer, title, most_tokens, part_tokens)
         return PackedTokens(self.folder, state["parts"], "sha256:" + state["hash"], np.dtype(self.dtype))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise AssetError(
+                f"cannot write the token cache {self.folder}: {error.strerror or error}; set TSDFM_BENCH_CACHE to "
+                "a folder with room"
+            ) from error
 
     def _fill(
         self,
@@ -177,17 +183,19 @@ class Cache:
         name = f"part-{len(state['parts']):05d}.arrow"
         partial = self.folder / f".{name}.{os.getpid()}.partial"
         batch = pa.record_batch({"tokens": pa.array(tokens.astype(self.dtype))})
-        with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
-            writer.write_batch(batch)
-        partial.replace(self.folder / name)
+        with self._writing():
+            with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
+                writer.write_batch(batch)
+            partial.replace(self.folder / name)
         state["parts"].append({"file": name, "tokens": int(tokens.size)})
         state["carry"] = list(packer.carry)
         self._save(state)
 
     def _save(self, state: dict[str, Any]) -> None:
         partial = self.folder / f".{MANIFEST}.{os.getpid()}.partial"
-        partial.write_text(json.dumps(state), encoding="utf-8")
-        partial.replace(self.folder / MANIFEST)
+        with self._writing():
+            partial.write_text(json.dumps(state), encoding="utf-8")
+            partial.replace(self.folder / MANIFEST)
 
 
 class PackedTokens:

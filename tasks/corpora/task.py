@@ -2,7 +2,8 @@
 
     text:FOLDER                         files of a folder (or one file): .txt, .jsonl, .parquet
     text:fineweb-edu                    a corpus of the hub: fineweb-edu, openwebtext, wikitext-103, lm1b, tinystories
-    text:hf:OWNER/NAME[:CONFIG]         any data set of the hub with the splits train and validation
+    text:hf:OWNER/NAME[@REVISION][:CONFIG]
+                                        any data set of the hub with the splits train and validation
     text:FOLDER[tokenizer=gpt2;length=1024;packing=mdlm]
 
 Reference rows: `real` is held-out text (test split); the canaries `shuffled` and `loop` are made from it, `unigram` and
@@ -93,6 +94,8 @@ class TextCorpus:
             raise unknown_name("value of option 'packing'", settings["packing"], PACKINGS)
         if settings["length"] < 4:
             raise UsageError(f"option 'length' of task 'text' is at least 4, not {settings['length']}")
+        if settings["tokens"] < 0:
+            raise UsageError(f"option 'tokens' of task 'text' is at least 0 (all), not {settings['tokens']}")
         return cls(settings)
 
     @property

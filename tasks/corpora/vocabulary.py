@@ -23,6 +23,7 @@ from typing import Any
 
 from tsdfm_bench.errors import AssetError, UsageError, hub_reason
 from tsdfm_bench.tasks.assets import Asset, HubFile, Package, cache_folder, hub_refusal, obtain, staging_folder
+from tsdfm_bench.tasks.scorers.tokens import difference
 from tsdfm_bench.tasks.scorers.units import END_OF_TEXT
 
 GPT2_SIZE = 50_257
@@ -100,11 +101,10 @@ class Vocabulary:
             sample = text[:ROUND_TRIP_CHARACTERS]
             back = self.decode_batch([self.encode(sample)])[0]
             if back != sample:
-                at = next((i for i, (a, b) in enumerate(zip(sample, back, strict=False)) if a != b), 0)
+                was, became = difference(sample, back)
                 raise UsageError(
-                    f"{owner}: tokenizer {self.name} does not give a text back: {sample[at : at + 30]!r} became "
-                    f"{back[at : at + 30]!r}. Choose a byte-level one (tokenizer=gpt2, tokenizer=bpe-8192), or accept "
-                    "it with lossy=true"
+                    f"{owner}: tokenizer {self.name} does not give a text back: {was!r} became {became!r}. Choose a "
+                    "byte-level one (tokenizer=gpt2, tokenizer=bpe-8192), or accept it with lossy=true"
                 )
 
 

@@ -64,21 +64,28 @@ def count_mdlm(special: np.ndarray) -> np.ndarray:
     return counted
 
 
+def _quotient(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """total / count, nan without a warning where nothing counts: the measurement's `reason` says so."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        quotient: np.ndarray = total / count
+    return quotient
+
+
 def pooled(nll: np.ndarray, count: np.ndarray) -> np.ndarray:
     """exp(sum of NLL / number of units)."""
-    return np.exp(nll.sum(-1) / count.sum(-1))
+    return np.exp(_quotient(nll.sum(-1), count.sum(-1)))
 
 
 def mean_of_perplexities(nll: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Mean over sequences of exp(NLL / count), over those with count > 0."""
     each = np.where(count > 0, np.exp(nll / np.maximum(count, 1)), 0.0)
-    return each.sum(-1) / (count > 0).sum(-1)
+    return _quotient(each.sum(-1), (count > 0).sum(-1))
 
 
 def exp_of_mean(nll: np.ndarray, count: np.ndarray) -> np.ndarray:
     """exp(mean over sequences of NLL / count), over those with count > 0."""
     each = np.where(count > 0, nll / np.maximum(count, 1), 0.0)
-    return np.exp(each.sum(-1) / (count > 0).sum(-1))
+    return np.exp(_quotient(each.sum(-1), (count > 0).sum(-1)))
 
 
 _FORMS: Mapping[Callable[..., np.ndarray], str] = {
@@ -205,7 +212,7 @@ class GenPPL:
 
 def ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """sum of a / sum of b."""
-    return a.sum(-1) / b.sum(-1)
+    return _quotient(a.sum(-1), b.sum(-1))
 
 
 class BitsPerByte:

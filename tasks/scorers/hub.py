@@ -64,7 +64,7 @@ def obtain_model(name: str, revision: str | None = None) -> tuple[Path, str]:
 
 def longest_input(folder: Path) -> int | None:
     """Longest input the configuration allows, or None if it does not say."""
-    config = _config(folder)
+    config = _object(folder / "config.json")
     for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
         if isinstance(config.get(key), int):
             return int(config[key])
@@ -75,7 +75,7 @@ def context_token(folder: Path, name: str) -> str:
     """The token put before a text: the tokenizer's begin-of-sequence token, else its end-of-sequence token."""
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         path = folder / file
-        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        known = _object(path) if path.is_file() else {}
         for key in ("bos_token", "eos_token"):
             token = known.get(key)
             if isinstance(token, dict):
@@ -84,7 +84,10 @@ def context_token(folder: Path, name: str) -> str:
                 return str(token)
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the library raises what it meets, down to bare exceptions
+        raise AssetError(f"the tokenizer in {folder} cannot be read: {_line(error)}") from error
     token = tokenizer.bos_token or tokenizer.eos_token
     if not token:
         raise AssetError(f"model '{name}' has no begin- or end-of-sequence token; set its option 'context'")
@@ -99,14 +102,19 @@ def parameter_count(folder: Path) -> int:
             with path.open("rb") as file:
                 (size,) = struct.unpack("<Q", file.read(8))
                 header = json.loads(file.read(min(size, MAX_HEADER_BYTES)))
-        except (struct.error, ValueError) as error:
+            total += sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        except (struct.error, ValueError, TypeError, KeyError, AttributeError) as error:
             raise AssetError(f"{path} is not a complete safetensors file") from error
-        total += sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
     return total
 
 
 def read_model(folder: Path, dtype: str, device_map: str | None = None) -> tuple[Any, Any]:
-    """Model and tokenizer of a folder with safetensors; nothing is fetched and no code of the folder is run."""
+    """Model and tokenizer of a folder with safetensors; nothing is fetched and no code of the folder is run.
+
+    Raises:
+        AssetError: files that are damaged, of no causal language model, or whose weights are not those of the
+            configuration (transformers itself would fill gaps with random numbers).
+    """
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -115,21 +123,51 @@ def read_model(folder: Path, dtype: str, device_map: str | None = None) -> tuple
 
     try:
         with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(
+            read: Any = AutoModelForCausalLM.from_pretrained(
                 str(folder),
                 dtype=getattr(torch, dtype),
                 local_files_only=True,
                 use_safetensors=True,
                 trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # `_require_all_weights` names them
                 **({"device_map": device_map} if device_map else {}),
             )
             tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise AssetError(f"{folder} cannot be read as a causal language model: {reason}") from error
+        raise AssetError(f"{folder} cannot be read as a causal language model: {_line(error)}") from error
+    model, loaded = read
+    _require_all_weights(folder, model, loaded)
     if len(tokenizer) == 0:
         raise AssetError(f"the tokenizer in {folder} is empty; its vocabulary files are missing or of another format")
     return model, tokenizer
+
+
+def _require_all_weights(folder: Path, model: Any, loaded: dict[str, Any]) -> None:
+    """Raise AssetError unless the files hold exactly the model's weights.
+
+    transformers has left out tied weights and what the model's class ignores. Tables that a model computes itself
+    (its buffers, and the `masked_bias` of older versions) may be stored or not.
+    """
+    computed = {name for name, _ in model.named_buffers()}
+    unexpected = [
+        name for name in loaded["unexpected_keys"] if name not in computed and not name.endswith(".masked_bias")
+    ]
+    shapes = [f"{name} {tuple(stored)}, not {tuple(own)}" for name, stored, own in loaded["mismatched_keys"]]
+    faults = [
+        f"{what}: {', '.join(sorted(names)[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        for what, names in (
+            ("missing", loaded["missing_keys"]),
+            ("of another shape", shapes),
+            ("not of this model", unexpected),
+        )
+        if names
+    ]
+    if faults:
+        raise AssetError(
+            f"{folder}: the weights are not those of the {type(model).__name__} that config.json describes: "
+            f"{'; '.join(faults)}. Give a folder that save_pretrained of that class has written"
+        )
 
 
 def _snapshot(name: str, revision: str | None, local: bool) -> Path:
@@ -145,8 +183,10 @@ def _weight_files(folder: Path) -> list[Path]:
     """Every safetensors file the model needs, or [] if one is missing."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [folder / name for name in names]
+        places = _object(index).get("weight_map")
+        if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+            raise AssetError(f"{index} is damaged: it has no table 'weight_map' of weights and their files")
+        files = [folder / name for name in sorted(set(places.values()))]
         return files if all(file.is_file() for file in files) else []
     single = folder / "model.safetensors"
     return [single] if single.is_file() else []
@@ -169,9 +209,17 @@ def _weights_hash(folder: Path) -> str:
     return "sha256:" + digest.hexdigest()
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises AssetError if there is none."""
     try:
-        loaded: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise AssetError(f"{folder / 'config.json'} is not JSON: {error}") from error
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AssetError(f"{path} is not JSON: {error}") from error
+    if not isinstance(loaded, dict):
+        raise AssetError(f"{path} is damaged: it holds a {type(loaded).__name__}, not an object with settings")
     return loaded
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -8,7 +8,8 @@ and gpt2-large, two sizes of one Llama) tokenises nothing. The memory is bounded
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from tsdfm_bench.errors import AssetError, UsageError
 from tsdfm_bench.tasks.scorers.units import END_OF_TEXT
 
-PROBE = "The State of the Union: 1,234 é?"
+PROBE = "The State of the Union:  1,234 é?\n\n\t“ﬁve” – n .½, 中文, 😀\n"
 MOST_NUMBERS = 64_000_000  # 256 MB as int32
 
 
@@ -59,15 +60,35 @@ def fingerprint(tokenizer: Any, end_id: int) -> str:
     return hashlib.sha256(f"{end_id}\x1f{backend.to_str()}".encode()).hexdigest()
 
 
-def require_round_trip(tokenizer: Any, name: str) -> None:
-    """Raise UsageError if the tokenizer changes a text: its NLLs would be those of another one."""
-    ids = tokenizer(PROBE, add_special_tokens=False, verbose=False)["input_ids"]
-    back = str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-    if back.strip() != PROBE:
-        raise UsageError(
-            f"the tokenizer of scorer '{name}' does not give a text back ({PROBE!r} became {back!r}): bits per byte "
-            "and perplexity would be those of another text. Choose another scorer, or accept it with lossy=true"
-        )
+def require_round_trip(tokenizer: Any, name: str, texts: Sequence[str] = (PROBE,)) -> None:
+    """Raise UsageError if the tokenizer changes a text: its NLLs would be those of another one.
+
+    Accepted are a space before the text, as SentencePiece puts it, and characters composed another way that Unicode
+    holds to be the same text (NFC, as in the tokenizers of Qwen and Pythia).
+
+    Args:
+        tokenizer: of transformers.
+        name: of the scorer.
+        texts: what is read, without end-of-text markers; the probe has white space, punctuation, compatibility
+            characters and other scripts.
+    """
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        back = str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        given, got = (unicodedata.normalize("NFC", each) for each in (text, back))
+        if got not in (given, " " + given):
+            was, became = difference(given, got.removeprefix(" ") if not given.startswith(" ") else got)
+            raise UsageError(
+                f"the tokenizer of scorer '{name}' does not give a text back ({was!r} became {became!r}): bits per "
+                "byte and perplexity would be those of another text. Choose another scorer, or accept it with "
+                "lossy=true"
+            )
+
+
+def difference(text: str, back: str, characters: int = 30) -> tuple[str, str]:
+    """What follows in two texts from their first difference on."""
+    at = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back)))
+    return text[at : at + characters], back[at : at + characters]
 
 
 def token_id(tokenizer: Any, token: str, scorer: str) -> int:

@@ -17,8 +17,9 @@ Only safetensors are read and no code of a repository is run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,11 +34,10 @@ from tsdfm_bench.tasks.scorers.tokens import SHARED, end_of_text_id, fingerprint
 from tsdfm_bench.tasks.scorers.units import END_OF_TEXT, byte_count, piece_starts, split_at_end_of_text
 from tsdfm_bench.tasks.scorers.windows import Window, batches_of, windows_of
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 DTYPES = ("float32", "bfloat16", "float16")
 HEAD_POSITIONS = 256
+CAUSAL_TOLERANCE, ROUGH_CAUSAL_TOLERANCE = 1e-3, 3e-2  # relative change of the states, float32 and 16 bits
+ROUND_TRIPS, ROUND_TRIP_CHARACTERS = 8, 2000
 CPU_TOKENS, DEVICE_TOKENS = 512, 8192  # more does not fit into the cache of a CPU core
 OPTIONS: dict[str, Any] = {
     "name": "",
@@ -55,7 +55,7 @@ OPTIONS: dict[str, Any] = {
 
 
 class CausalLM:
-    """The scorer `hf:NAME`, NAME a hub name or a folder; base of the judges with a pinned file (`causal_lm.py`).
+    """The scorer `hf:NAME`, NAME a folder or a hub name (or NAME@REVISION); base of the judges with a pinned file.
 
     Options: `dtype` (float32 by default everywhere, so that rows compare; bfloat16, float16), `window`, `stride`,
     `context` (the context token's text), `feature_tokens`, `batch_tokens` (inputs of one forward pass, 0 = 512 on a CPU
@@ -77,8 +77,12 @@ class CausalLM:
         self.context_id = token_id(tokenizer, info.context, info.name)
         self.end_id = end_of_text_id(tokenizer)
         self.fingerprint = fingerprint(tokenizer, self.end_id)
+        self._require_embedded([self.context_id, self.end_id], info.name)
         self.split_head = not plain() and self._output_layer_is_last()
         self.info = info
+        self.unproven = (
+            0 if settings.get("lossy", True) else ROUND_TRIPS
+        )  # judges with a pinned file have no such option
 
     # ------------------------------------------------------------------------------------------- what it is
 
@@ -87,6 +91,11 @@ class CausalLM:
         """The options, checked; raises UsageError."""
         owner = f"scorer '{cls.registered}'"
         settings = read_options(owner, params, cls.options)
+        name, at, revision = str(settings.get("name", "")).partition("@")
+        if at and not Path(settings["name"]).expanduser().exists():
+            if not revision or settings["revision"] not in (None, revision):
+                raise UsageError(f"{owner}: give one revision, hf:{name}@REVISION or hf:{name}[revision=REVISION]")
+            settings |= {"name": name, "revision": revision}
         if settings["dtype"] not in DTYPES:
             raise UsageError(f"option 'dtype' of {owner} is one of {', '.join(DTYPES)}, not {settings['dtype']!r}")
         if not 1 <= settings["stride"] < settings["window"]:
@@ -148,7 +157,12 @@ class CausalLM:
 
     @classmethod
     def load(cls, params: Mapping[str, object], device: str) -> CausalLM:
-        """Read the model; raises AssetError if its files cannot be obtained and UsageError for a wrong option."""
+        """Read the model.
+
+        Raises:
+            AssetError: its files cannot be obtained, are damaged, or hold other weights than it has.
+            UsageError: a wrong option, a model that is not causal, or a tokenizer that changes texts.
+        """
         settings = cls.settings_of(params)
         folder = cls.fetch(params)
         info = cls.describe(params)
@@ -156,7 +170,29 @@ class CausalLM:
         model, tokenizer = read_model(folder, info.dtype, settings["device_map"])
         if not settings["lossy"]:
             require_round_trip(tokenizer, info.name)
-        return cls((model if settings["device_map"] else model.to(device)).eval(), tokenizer, info, settings)
+        scorer = cls((model if settings["device_map"] else model.to(device)).eval(), tokenizer, info, settings)
+        scorer.require_causal()
+        return scorer
+
+    def require_causal(self) -> None:
+        """Raise UsageError if states depend on later tokens, as an encoder's do: it would see what it predicts.
+
+        Four rows differ in their last token only. Up to rounding (and experts may round by what shares a batch), the
+        states before it have to be the same.
+        """
+        last = torch.linspace(0, self.model.get_input_embeddings().weight.shape[0] - 1, 4).long()
+        before = torch.tensor([self.context_id, self.end_id, self.context_id]).expand(4, 3)
+        inputs = torch.cat([before, last[:, None]], dim=1).to(self.device)
+        first = torch.zeros(1, dtype=torch.int64, device=self.device)
+        with torch.inference_mode():
+            hidden = self._hidden_and_nll(inputs, (first, first), first)[0][:, :3].float()
+        moved = float((hidden - hidden[:1]).norm() / hidden.norm())
+        if moved > (CAUSAL_TOLERANCE if self.info.dtype == "float32" else ROUGH_CAUSAL_TOLERANCE):
+            raise UsageError(
+                f"scorer '{self.info.name}' is not causal: {type(self.model).__name__} sees the tokens that it is to "
+                "predict (its states change with later ones). Choose one trained to predict the next token, such as "
+                "hf:gpt2-large"
+            )
 
     def networks(self) -> Mapping[str, nn.Module]:
         """The body (everything but the output layer), under the role "scorer"."""
@@ -165,10 +201,17 @@ class CausalLM:
     # ---------------------------------------------------------------------------------------------- scoring
 
     def score(self, texts: Sequence[str]) -> ScoreBatch:
-        """NLLs in nats of every token of each text."""
+        """NLLs in nats of every token of each text.
+
+        Raises:
+            UsageError: the tokenizer changes one of the first texts.
+            AssetError: a token without an embedding, or one window that does not fit into memory.
+        """
         distinct = {text: index for index, text in enumerate(dict.fromkeys(texts))}
+        self._require_round_trips(list(distinct))
         placed = [np.asarray(self._placed(text), dtype=np.int64).reshape(-1, 3) for text in distinct]
         tokens = [rows[:, 0].tolist() for rows in placed]
+        self._require_embedded((max(ids) for ids in tokens if ids), self.info.name)
         nll, pooled = self._score_tokens(tokens)
         order = [distinct[text] for text in texts]
         units = [rows[:, 0] for rows in placed]
@@ -180,6 +223,22 @@ class CausalLM:
             features=pooled[order],
             spans=[placed[i][:, 1:] for i in order] if getattr(self.tokenizer, "is_fast", False) else None,
         )
+
+    def _require_round_trips(self, texts: Sequence[str]) -> None:
+        some = [
+            piece[:ROUND_TRIP_CHARACTERS] for text in texts[: self.unproven] for piece in split_at_end_of_text(text)
+        ]
+        self.unproven -= min(len(texts), self.unproven)
+        require_round_trip(self.tokenizer, self.info.name, some)
+
+    def _require_embedded(self, ids: Iterable[int], name: str) -> None:
+        """Raise AssetError for a token that the model has no embedding for (tokenizers may have more than it reads)."""
+        size, largest = self.model.get_input_embeddings().weight.shape[0], max(ids, default=0)
+        if largest >= size:
+            raise AssetError(
+                f"scorer '{name}': token {largest} ({self.tokenizer.convert_ids_to_tokens(largest)!r}) is beyond the "
+                f"model's {size} embeddings: tokenizer and weights are not of one model"
+            )
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without context token; end-of-text markers become the scorer's own end-of-text."""
@@ -275,21 +334,28 @@ class CausalLM:
         hidden = self.body(input_ids=inputs, use_cache=False).last_hidden_state
         at = at[0].to(hidden.device), at[1].to(hidden.device)  # the last of several devices
         chunks = zip(hidden[at].split(HEAD_POSITIONS), targets.split(HEAD_POSITIONS), strict=True)
-        return hidden, torch.cat([_nll(self.head(states), wanted) for states, wanted in chunks])
+        return hidden, torch.cat([_nll(self._logits(states), wanted) for states, wanted in chunks])
+
+    def _logits(self, states: Tensor) -> Tensor:
+        """The output layer, in its own precision: the states of some models (Mamba) are float32 in any."""
+        logits: Tensor = self.head(states.to(next(self.head.parameters()).dtype))
+        return logits
 
     def _output_layer_is_last(self) -> bool:
         """Whether logits are exactly head(body(x)): some models scale or cap them, and are then run whole."""
         probe = torch.tensor([[self.context_id, self.end_id, self.context_id]], device=self.device)
         with torch.inference_mode():
             whole = self.model(input_ids=probe, use_cache=False).logits
-            parts = self.head(self.body(input_ids=probe, use_cache=False).last_hidden_state)
+            parts = self._logits(self.body(input_ids=probe, use_cache=False).last_hidden_state)
         return whole.shape == parts.shape and torch.allclose(
             whole.cpu().float(), parts.cpu().float(), rtol=1e-3, atol=1e-3
         )
 
 
 def _require_dtype(info: ScorerInfo, device: str) -> None:
-    if info.dtype == "bfloat16" and device.startswith("cuda") and not torch.cuda.is_bf16_supported():
+    if info.dtype != "bfloat16" or not device.startswith("cuda") or torch.version.hip:
+        return
+    if torch.cuda.get_device_properties(device).major < 8:  # `is_bf16_supported` counts emulation, and another device
         raise UsageError(f"{device} does not compute in bfloat16: scorer '{info.name}' needs dtype=float16 or float32")
 
 

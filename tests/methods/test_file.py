@@ -123,6 +123,9 @@ def test_a_text_is_cut_where_its_tokens_are() -> None:
     assert kept == texts
     with pytest.raises(PluginError, match="a text for each"):
         encode(SampleBatch(found.tokens, found.lengths, texts=("one",)), task, 12)
+    for tokens in (None, torch.tensor(0)):
+        with pytest.raises(PluginError, match=r"a tensor of tokens \(1, 12\) also with texts.*zeros will do"):
+            encode(SampleBatch(tokens, found.lengths, texts=("one",)), task, 12)
 
 
 def test_it_keeps_the_contract(tmp_path: Path) -> None:

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from safetensors.torch import load_file, save_file
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertLMHeadModel,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    MambaConfig,
+    MambaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForCausalLM,
+    RobertaForMaskedLM,
 )
 
 from tsdfm_bench.errors import AssetError, UsageError
@@ -140,6 +157,7 @@ def test_a_tokenizer_without_offsets_gives_no_spans(scorer, monkeypatch):
             return {"input_ids": [3] * len(text)}
 
     monkeypatch.setattr(scorer, "tokenizer", Slow())
+    monkeypatch.setattr(scorer, "unproven", 0)
     monkeypatch.setattr(scorer, "fingerprint", "")
     assert scorer.score(["abc<|endoftext|>de"]).spans is None
 
@@ -252,10 +270,12 @@ def test_bfloat16_is_an_option_and_recorded(folder, scorer):
 
 def test_a_gpu_without_bfloat16_says_what_to_choose(folder, monkeypatch):
     """Before the model is read: torch would emulate it, at a fraction of the speed."""
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    first_is_new = {"cuda:0": SimpleNamespace(major=9), "cuda:1": SimpleNamespace(major=7)}  # an H100 and a T4
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: first_is_new[str(device)])
     monkeypatch.setattr(transformer, "read_model", lambda *_: pytest.fail("read"))
-    with pytest.raises(UsageError, match=r"cuda:0 does not compute in bfloat16.*dtype=float16 or float32"):
-        CausalLM.load({"name": str(folder), "dtype": "bfloat16"}, "cuda:0")
+    transformer._require_dtype(CausalLM.describe({"name": str(folder), "dtype": "bfloat16"}), "cuda:0")
+    with pytest.raises(UsageError, match=r"cuda:1 does not compute in bfloat16.*dtype=float16 or float32"):
+        CausalLM.load({"name": str(folder), "dtype": "bfloat16"}, "cuda:1")
 
 
 def test_a_device_map_places_the_model_instead_of_the_device(folder, scorer, monkeypatch):
@@ -291,8 +311,6 @@ def test_description_needs_no_weights_in_memory(folder, scorer):
 
 
 def test_revision_follows_the_weights(folder, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     assert CausalLM.describe({"name": str(copy)}).revision == CausalLM.describe({"name": str(folder)}).revision
@@ -311,14 +329,125 @@ def test_folder_without_safetensors_is_refused(folder, tmp_path):
 
 
 def test_truncated_weights_are_one_clear_error(folder, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     data = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(AssetError, match="cannot be read"):
         CausalLM.load({"name": str(copy)}, "cpu")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("config", "masked", "causal"),
+    [(BertConfig, BertForMaskedLM, BertLMHeadModel), (RobertaConfig, RobertaForMaskedLM, RobertaForCausalLM)],
+)
+def test_an_encoder_is_no_judge(tmp_path, config, masked, causal, dtype):
+    """The same network with a causal mask is one."""
+    sizes = {name: size for name, size in SIZES.items() if name != "num_key_value_heads"}
+    save_model(tmp_path / "encoder", masked, config(vocab_size=258, pad_token_id=0, **sizes))
+    with pytest.raises(UsageError, match=r"is not causal: .* sees the tokens that it is to predict.*hf:gpt2-large"):
+        CausalLM.load({"name": str(tmp_path / "encoder"), "dtype": dtype}, "cpu")
+    save_model(tmp_path / "decoder", causal, config(vocab_size=258, pad_token_id=0, is_decoder=True, **sizes))
+    CausalLM.load({"name": str(tmp_path / "decoder"), "dtype": dtype}, "cpu")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_models_of_other_kinds_are_causal(tmp_path, dtype):
+    """Experts, whose rounding depends on the tokens that share them, and a state-space model."""
+    experts = MixtralConfig(vocab_size=258, num_local_experts=4, num_experts_per_tok=2, **SIZES)
+    states = MambaConfig(vocab_size=258, hidden_size=32, num_hidden_layers=2, state_size=4, initializer_range=0.4)
+    for kind, config in ((MixtralForCausalLM, experts), (MambaForCausalLM, states)):
+        save_model(tmp_path / kind.__name__, kind, config)
+        CausalLM.load({"name": str(tmp_path / kind.__name__), "dtype": dtype}, "cpu")
+
+
+def edited(folder: Path, copy: Path, file: str = "config.json", **changes: object) -> Path:
+    """A copy of a model's folder with other settings in a JSON file."""
+    shutil.copytree(folder, copy)
+    settings = json.loads((copy / file).read_text())
+    (copy / file).write_text(json.dumps(settings | changes))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 3}, r"LlamaForCausalLM .*missing: model\.layers\.2\..*and 6 more"),
+        ({"num_hidden_layers": 1}, r"not of this model: model\.layers\.1\."),
+        ({"vocab_size": 100}, r"of another shape: .*embed_tokens\.weight \(258, 32\), not \(100, 32\)"),
+    ],
+)
+def test_weights_of_another_configuration_are_refused(folder, tmp_path, changes, message):
+    """transformers would fill what is missing with random numbers, others at every start."""
+    with pytest.raises(AssetError, match=message):
+        CausalLM.load({"name": str(edited(folder, tmp_path / "copy", **changes))}, "cpu")
+
+
+def test_weights_of_a_model_with_another_head_are_refused(tmp_path):
+    save_model(tmp_path, LlamaForSequenceClassification, LlamaConfig(vocab_size=258, **SIZES))
+    with pytest.raises(AssetError, match=r"missing: lm_head\.weight; not of this model: score\.weight"):
+        CausalLM.load({"name": str(tmp_path)}, "cpu")
+
+
+def test_tied_weights_and_tables_that_older_versions_stored_may_be_there_or_not(tmp_path):
+    """The hub's GPT-2 and GPT-Neo have causal masks among their weights, and no output layer."""
+    config = GPTNeoConfig(
+        vocab_size=258,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        max_position_embeddings=64,
+        attention_types=[[["global", "local"], 1]],
+        initializer_range=0.4,
+    )
+    save_model(tmp_path, GPTNeoForCausalLM, config)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert "lm_head.weight" not in weights
+    before = CausalLM.load({"name": str(tmp_path)}, "cpu").score(TEXTS[:1]).nll[0]
+    weights["transformer.h.0.attn.attention.bias"] = torch.ones(1, 1, 64, 64, dtype=torch.bool).tril()
+    weights["transformer.h.0.attn.attention.masked_bias"] = torch.tensor(-1e9)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    np.testing.assert_array_equal(CausalLM.load({"name": str(tmp_path)}, "cpu").score(TEXTS[:1]).nll[0], before)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", "[1]", r"config\.json is damaged: it holds a list"),
+        ("config.json", "{", r"config\.json is not JSON"),
+        ("tokenizer_config.json", "[]", r"tokenizer_config\.json is damaged: it holds a list"),
+        ("tokenizer_config.json", "{", r"tokenizer_config\.json is not JSON"),
+        ("model.safetensors.index.json", "{", r"index\.json is not JSON"),
+        ("model.safetensors.index.json", "{}", r"index\.json is damaged: it has no table 'weight_map'"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": 1}}', r"index\.json is damaged"),
+        ("model.safetensors", "\x02\0\0\0\0\0\0\0[]", r"model\.safetensors is not a complete safetensors file"),
+        ("model.safetensors", '\x08\0\0\0\0\0\0\0{"a":[]}', r"model\.safetensors is not a complete safetensors"),
+    ],
+)
+def test_damaged_files_of_a_model_are_named(folder, tmp_path, file, content, message):
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / file).write_text(content)
+    with pytest.raises(AssetError, match=message):
+        CausalLM.describe({"name": str(tmp_path / "copy")})
+
+
+def test_a_damaged_tokenizer_is_named(folder, tmp_path):
+    copy = edited(folder, tmp_path / "copy", "tokenizer_config.json", bos_token=None, eos_token=None)
+    (copy / "tokenizer.json").write_text("{")
+    with pytest.raises(AssetError, match=r"the tokenizer in .*copy cannot be read"):
+        CausalLM.describe({"name": str(copy)})
+    with pytest.raises(AssetError, match=r"copy cannot be read"):
+        CausalLM.load({"name": str(copy), "context": "<bos>"}, "cpu")
+
+
+def test_a_token_without_an_embedding_is_named_when_it_is_read(tmp_path):
+    """Tokenizers with tokens that their model never reads are common, so only those that texts have count."""
+    save_model(tmp_path, LlamaForCausalLM, LlamaConfig(vocab_size=200, **SIZES))
+    scorer = CausalLM.load({"name": str(tmp_path)}, "cpu")
+    scorer.score(["all"])
+    with pytest.raises(AssetError, match=r"token 2\d\d \('.'\) is beyond the model's 200 embeddings"):
+        scorer.score(["one", "one two"])
 
 
 def test_unknown_model_offline_lists_what_was_tried():
@@ -341,6 +470,17 @@ def test_unknown_model_offline_lists_what_was_tried():
 def test_wrong_options_are_refused(params, message):
     with pytest.raises(UsageError, match=message):
         CausalLM.load(params, "cpu")
+
+
+def test_a_revision_may_stand_behind_the_name(folder, tmp_path):
+    asked = {name: CausalLM.settings_of({"name": name})["revision"] for name in ("org/x@v1", "org/x")}
+    assert asked == {"org/x@v1": "v1", "org/x": None}
+    assert CausalLM.settings_of({"name": "org/x@v1"}) == CausalLM.settings_of({"name": "org/x", "revision": "v1"})
+    for params in ({"name": "org/x@"}, {"name": "org/x@v1", "revision": "v2"}):
+        with pytest.raises(UsageError, match=r"one revision, hf:org/x@REVISION"):
+            CausalLM.settings_of(params)
+    shutil.copytree(folder, tmp_path / "x@v1")  # a folder's name is its own
+    assert CausalLM.describe({"name": str(tmp_path / "x@v1")}).title.endswith("x@v1")
 
 
 def test_wrong_context_token_is_refused(folder):
@@ -435,16 +575,65 @@ def test_the_memory_of_tokens_is_bounded():
     assert calls[-2:] == ["a", "a"]
 
 
-def test_a_tokenizer_that_changes_texts_is_refused(tmp_path):
-    from tokenizers import normalizers
+def with_tokenizer(folder: Path, copy: Path, normalizer: object = None, model: object = None) -> Path:
+    """A copy of a model's folder whose tokenizer has another normaliser, or is another one."""
+    shutil.copytree(folder, copy)
+    table = Tokenizer.from_file(str(copy / "tokenizer.json"))
+    if model is not None:
+        table.model, table.pre_tokenizer = model, None
+        table.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    table.normalizer = normalizer
+    table.save(str(copy / "tokenizer.json"))
+    return copy
 
-    save_model(tmp_path, LlamaForCausalLM, LlamaConfig(vocab_size=258, **SIZES))
-    table = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    table.normalizer = normalizers.Lowercase()
-    table.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(UsageError, match=r"does not give a text back.*lossy=true"):
-        CausalLM.load({"name": str(tmp_path)}, "cpu")
-    assert CausalLM.load({"name": str(tmp_path), "lossy": "true"}, "cpu").score(["A"]).units[0].size == 1
+
+@pytest.mark.parametrize(
+    ("normalizer", "changed"),
+    [
+        (normalizers.Lowercase(), r"'The State.*' became 'the state"),
+        (normalizers.Replace(Regex(r"\s+"), " "), r"' 1,234.* became '1,234"),
+        (normalizers.Replace("\n", " "), r"'\\n\\n.* became '  "),
+        (normalizers.NFKC(), r"'ﬁve.* became 'five"),
+        (normalizers.Strip(), r"'\\n' became ''"),
+        (normalizers.StripAccents(), r"'é.* became 'e"),
+    ],
+)
+def test_a_tokenizer_that_changes_texts_is_refused(folder, tmp_path, normalizer, changed):
+    copy = with_tokenizer(folder, tmp_path / "copy", normalizers.Sequence([normalizers.NFD(), normalizer]))
+    with pytest.raises(UsageError, match=rf"does not give a text back \({changed}.*lossy=true"):
+        CausalLM.load({"name": str(copy)}, "cpu")
+    assert CausalLM.load({"name": str(copy), "lossy": "true"}, "cpu").score(["A"]).units[0].size == 1
+
+
+def sentencepiece(fallback: bool = True) -> models.BPE:
+    """Pieces for letters, and bytes or the unknown token for other characters."""
+    pieces = ["<|endoftext|>", "<bos>", "<unk>", "▁", *"Theoldgray"]
+    pieces += [f"<0x{byte:02X}>" for byte in range(256 - len(pieces) + 2)] if fallback else list("SUint:,.1234?“”–'s½")
+    table = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    return models.BPE(vocab=table, merges=[], byte_fallback=fallback, unk_token="<unk>")
+
+
+def test_tokenizers_that_keep_texts_are_accepted(folder, tmp_path):
+    """SentencePiece's space before a text, bytes for rare characters, and canonical composition."""
+    spaces = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    llama = with_tokenizer(folder, tmp_path / "llama", spaces, sentencepiece())
+    assert CausalLM.load({"name": str(llama)}, "cpu").score(["The old", " dog\n"]).units[0].size == 8
+    gemma = with_tokenizer(folder, tmp_path / "gemma", normalizers.Replace(" ", "▁"), sentencepiece())
+    assert CausalLM.load({"name": str(gemma)}, "cpu").score(["The old", " dog\n"]).units[0].size == 7
+    qwen = with_tokenizer(folder, tmp_path / "qwen", normalizers.NFC())
+    assert CausalLM.load({"name": str(qwen)}, "cpu").score(["e\u0301"]).units[0].size == 2
+
+
+def test_a_tokenizer_that_changes_the_texts_scored_is_refused_with_the_first_of_them(folder, tmp_path):
+    """What no probe has: here one letter; of later texts nothing more is read back."""
+    copy = with_tokenizer(folder, tmp_path / "copy", normalizers.Replace("ø", "o"))
+    scorer = CausalLM.load({"name": str(copy)}, "cpu")
+    scorer.score(["one<|endoftext|>two"])
+    with pytest.raises(UsageError, match=r"'ø end' became 'o end'"):
+        scorer.score(["one<|endoftext|>twø end"])
+    unknown = with_tokenizer(folder, tmp_path / "unknown", normalizers.Replace(" ", "▁"), sentencepiece(False))
+    with pytest.raises(UsageError, match=r"became '<unk>"):
+        CausalLM.load({"name": str(unknown)}, "cpu")
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,8 @@ def test_a_hub_that_does_not_answer_is_told_with_what_to_type(monkeypatch, kind,
         ('{"body": "x"}\n', "a.jsonl", "no text under 'text'.*it has: body.*option 'field'"),
         ("[1]\n", "a.jsonl", "it has: list"),
         ("{\n", "a.jsonl", "is not JSON lines"),
+        ('{"text": 5}\n', "a.jsonl", "line 1 has no text under 'text' but a value of type int"),
+        ('{"text": "\\ud800"}\n', "a.jsonl", "line 1 is no text: it has half a character"),
         (b"\xff\xfe\xfa", "a.txt", "is not UTF-8"),
         (b"PAR1", "a.parquet", "not a complete Parquet file"),
     ],
@@ -199,6 +201,76 @@ def test_damaged_files_are_named(tmp_path, content, name, message):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(AssetError, match=message):
         read(tmp_path, "train")
+
+
+def test_rows_that_are_no_text_are_one_matter_in_every_format(tmp_path):
+    """Nothing where nothing is, and a refusal of numbers."""
+    rows = ["one", None, "", "two"]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    pq.write_table(pa.table({"text": rows}), tmp_path / "training.parquet")
+    (tmp_path / "test.txt").write_text("x")
+    assert read(tmp_path, "train") == ["one", "two"] * 2
+    pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "training.parquet")
+    with pytest.raises(AssetError, match=r"training\.parquet has no text under 'text' but a value of type int"):
+        read(tmp_path, "train")
+
+
+def test_a_hub_that_breaks_off_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+    """The network's errors are OSErrors too; what was tokenised before is kept."""
+    import datasets
+    import requests
+
+    def rows(*_args, **_settings):
+        yield from ({"text": text} for text in [*TEXTS[:20], None])
+        raise requests.exceptions.ConnectionError("Read timed out")
+
+    monkeypatch.setattr(datasets, "load_dataset", rows)
+    monkeypatch.setattr(docs, "hub_refusal", lambda: None)
+    monkeypatch.setattr("tsdfm_bench.tasks.corpora.packing.DOCUMENTS_PER_BATCH", 7)
+    source = docs.open_source("tinystories")
+    with pytest.raises(AssetError, match=r"'tinystories' .* broke off after 21 rows: Read timed out") as caught:
+        Cache(tmp_path / "a", "uint16").write(
+            lambda: source.read("train"),
+            lambda batch: [list(text.encode()) for text in batch],
+            Packer("sedd", 16, 256),
+            "x",
+            part_tokens=50,
+        )
+    assert "token cache" not in str(caught.value)
+    assert Cache(tmp_path / "a", "uint16").manifest()["documents"] == 14
+    (tmp_path / "file").write_text("")
+    with pytest.raises(AssetError, match=r"cannot write the token cache .*TSDFM_BENCH_CACHE"):
+        cached(tmp_path / "file")
+
+
+def test_a_data_set_of_the_hub_may_have_a_revision(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(path, config=None, *, split, revision=None, streaming):
+        asked.append((path, config, revision))
+        return [{"text": "x"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(docs, "hub_refusal", lambda: None)
+    names = ("hf:a/b", "hf:a/b@v1", "hf:a/b@refs/convert/parquet:small")
+    for name in names:
+        read(name, "train")
+    assert asked == [("a/b", None, None), ("a/b", None, "v1"), ("a/b", "small", "refs/convert/parquet")]
+    assert len({docs.open_source(name).identity for name in names}) == 3
+    with pytest.raises(UsageError, match="hf:OWNER/NAME@REVISION"):
+        read("hf:a/b@", "train")
+
+
+def test_a_citation_says_where_the_held_out_text_is_from(corpus, tmp_path):
+    assert docs.open_source("fineweb-edu").citation.endswith("(ODC-By 1.0); held out: WikiText-103")
+    hashed = docs.open_source("fineweb-edu", path=str(corpus)).citation
+    assert hashed.endswith("(ODC-By 1.0); local files: corpus; held out: by hash")
+    (tmp_path / "corpus" / "test.txt").write_text("x")
+    assert docs.open_source("lm1b", path=str(corpus)).citation.endswith("held out: files of one name, halved by hash")
+    (tmp_path / "corpus" / "valid.txt").write_text("x")
+    assert docs.open_source("lm1b", path=str(corpus)).citation.endswith("held out: files named so")
 
 
 def test_wrong_names_of_texts(tmp_path):
@@ -424,6 +496,7 @@ def test_identity_follows_the_text_and_the_tokenizer(corpus, tokenizer, tmp_path
         ({"length": 100_000}, "no sequence of 100000 can be taken"),
         ({"tokeniser": "gpt2"}, "did you mean 'tokenizer'"),
         ({"tokens": "many"}, "a whole number"),
+        ({"tokens": -5}, "at least 0"),
     ],
 )
 def test_wrong_options(corpus, tokenizer, options, message):

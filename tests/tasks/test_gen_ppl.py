@@ -99,6 +99,14 @@ def test_sequences_without_a_counted_unit_are_left_out_of_means(make):
     assert found["gen_ppl/flow-matching"] == pytest.approx(math.exp(3.0))  # and has no second unit
 
 
+def test_texts_that_are_all_empty_have_no_value_and_warn_of_nothing(make, recwarn):
+    cell = make.cell(np.zeros((2, 4)), scores={"s": make.scores([[], []], size=[0, 0])})
+    for measurement in [*GenPPL.load({}).compute(cell), *BitsPerByte.load({}).compute(cell)]:
+        assert math.isnan(value(measurement))
+        assert "empty" in measurement.reason
+    assert not recwarn.list
+
+
 def test_mean_of_perplexities_exceeds_perplexity_of_the_mean(cell):
     """Jensen's inequality, between conventions that count the same units."""
     found = {m.metric: value(m) for m in GenPPL.load({}).compute(cell)}

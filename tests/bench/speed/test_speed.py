@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from tsdfm_bench.api import SampleRequest
 from tsdfm_bench.cli import app
+from tsdfm_bench.commands import bench_speed
 from tsdfm_bench.errors import UsageError
 from tsdfm_bench.registry import Registry
 from tsdfm_bench.rng import Streams
@@ -132,3 +134,15 @@ def test_wrong_use_is_explained(option: str, value: str, message: str) -> None:
     shown = CliRunner().invoke(app, ["bench-speed", option, value])
     assert shown.exit_code == 2
     assert message in shown.output
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(bench_speed, "_work", lambda *_: pytest.fail("measured"))
+    (tmp_path / "file").write_text("kept")
+    shown = CliRunner().invoke(app, ["bench-speed", "--out", str(tmp_path / "file")])
+    assert shown.exit_code == 2
+    assert "is a file: give a folder" in shown.output
+    assert (tmp_path / "file").read_text() == "kept"
+    shown = CliRunner().invoke(app, ["bench-speed", "--out", str(tmp_path / "file" / "below")])
+    assert shown.exit_code == 1
+    assert "cannot make the folder" in shown.output
