@@ -127,9 +127,14 @@ def train_command(
         display.close()
         reporter.note(f"Interrupted; all but the last minute is kept in {folder}. Go on with:\n  {command_line()}")
         return INTERRUPTED
-    except FloatingPointError as error:
+    except (FloatingPointError, MemoryError) as error:
         display.close()
         reporter.note(f"error: {error}", style="red")
+        return 1
+    except torch.OutOfMemoryError as error:  # before the first step: the networks alone are too large
+        display.close()
+        reason = str(error).splitlines()[0]
+        reporter.note(f"error: the networks do not fit into the GPU's memory ({reason})", style="red")
         return 1
     display.close()
     for reason in refused:

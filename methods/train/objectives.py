@@ -203,16 +203,23 @@ class DFMObjective:
 
 @torch.inference_mode()
 def validate(
-    objective: Objective, network: nn.Module, text: TrainingText, windows: int = 512, batch: int = 64
+    objective: Objective, network: nn.Module, text: TrainingText, windows: int = 512, batch: int = 64, at_once: int = 0
 ) -> tuple[float, float]:
-    """Mean and standard error of `objective.bound` over held-out windows (fixed windows, times and noise)."""
+    """Mean and standard error of `objective.bound` over held-out windows (fixed windows, times and noise).
+
+    Args:
+        objective, network, text: what is validated, and on which text.
+        windows, batch: how many, and in batches of how many they are drawn.
+        at_once: windows of one pass, for what does not fit into memory; 0 = a batch. Up to rounding the same result.
+    """
     was_training = network.training
     network.eval()
     device = next(network.parameters()).device
     values = []
     for index in range(windows // batch):
-        draws = Draws(0, "validation", index, batch, device)
-        values.append(objective.bound(network, text.windows("validation", draws), draws).double())
+        for first in range(0, batch, at_once or batch):
+            draws = Draws(0, "validation", index, min(at_once or batch, batch - first), device, first, batch)
+            values.append(objective.bound(network, text.windows("validation", draws), draws).double())
     network.train(was_training)
     joined = torch.cat(values)
     return joined.mean().item(), (joined.std() / math.sqrt(joined.numel())).item()

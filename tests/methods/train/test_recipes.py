@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -279,15 +280,6 @@ def test_rows_draw_the_same_however_a_step_is_split():
     assert torch.equal(TEXT.windows("train", whole), torch.cat([TEXT.windows("train", part) for part in parts]))
 
 
-@pytest.fixture
-def in_fp32(monkeypatch):
-    """Training without bf16, whose rounding would hide a wrong weight; accelerate decides once per process."""
-    monkeypatch.setattr(trainer_module, "mixed_precision", lambda device: "no")
-    AcceleratorState._reset_state()
-    yield
-    AcceleratorState._reset_state()
-
-
 @pytest.mark.usefixtures("in_fp32")
 @pytest.mark.parametrize("objective", [ARObjective(V), MDLMObjective(V)], ids=["ar", "mdlm"])
 def test_accumulated_gradients_are_those_of_the_whole_batch(objective):
@@ -407,12 +399,32 @@ def test_a_batch_that_does_not_divide_over_the_processes_is_refused(monkeypatch)
         Trainer("toy", network, lambda ema: ARObjective(V), TEXT, config)
 
 
+@pytest.mark.parametrize(("name", "major", "bf16"), [("A100", 8, True), ("Tesla V100", 7, False)])
+def test_bf16_is_used_where_the_hardware_computes_in_it(monkeypatch, name, major, bf16):
+    """Tensors of bf16 can be made on every GPU; before 8.0 arithmetic on them is emulated."""
+    a_gpu(monkeypatch, major)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: name)
+    assert trainer_module.mixed_precision(torch.device("cuda")) == ("bf16" if bf16 else "no")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_hardware()
+    assert any(f"{name} does not compute in bf16" in str(warning.message) for warning in caught) == (not bf16)
+
+
+def a_gpu(monkeypatch, major):
+    """Properties of a GPU of this generation, for torch's own questions."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major, minor=0))
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+
+
 @pytest.mark.parametrize("bf16", [True, False])
 def test_gpus_of_several_kinds_and_without_bf16_are_said(monkeypatch, bf16):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    a_gpu(monkeypatch, 8 if bf16 else 7)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: ["Tesla V100", "A100"][index])
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
     with pytest.warns(UserWarning, match=r"several kinds \(A100, Tesla V100\).*CUDA_VISIBLE_DEVICES") as caught:
         check_hardware()
     assert any("does not compute in bf16" in str(warning.message) for warning in caught) == (not bf16)
