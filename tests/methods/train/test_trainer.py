@@ -288,8 +288,8 @@ def test_recipes_refuse_what_cannot_work() -> None:
     for change, words in [
         ({"source": "mask"}, "its teacher has"),
         ({"teacher": "nobody"}, "not an earlier stage"),
-        ({"training": {"stepz": 3}}, "unknown training settings"),
-        ({"shaping": {"candidates": 0}}, "at least 1"),
+        ({"training": {"stepz": 3}}, "unknown key of training 'stepz'"),
+        ({"shaping": {"candidates": 0}}, "candidates must be a whole number from 1 to 64, not 0"),
     ]:
         broken = json.loads(json.dumps(base))
         broken["stage"][-3].update(change)
