@@ -18,6 +18,7 @@ from tsdfm_bench.launch.slurm_settings import check_launcher, parse_option
 from tsdfm_bench.provenance import available_threads, command_line
 from tsdfm_bench.registry import Registry
 from tsdfm_bench.spec import parse_spec, split_list
+from tsdfm_bench.summary import reason_of
 from tsdfm_bench.sweep import load_task
 
 if TYPE_CHECKING:
@@ -188,13 +189,13 @@ def _launched(
 
 
 def _reasons(results: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """What kept stages from being trained, with the stages that it kept; a traceback is told by its last line."""
+    """What kept stages from being trained, with the stages that it kept; a traceback is told by its exception."""
     found: dict[str, list[str]] = {}
     for result in results:
         name = result["name"].removeprefix("train-")
         why = str(result.get("error") or f"another process is at it ({', '.join(result.get('busy', ()))})")
         if '  File "' in why:
-            why = why.splitlines()[-1]
+            why = reason_of(why)
         found.setdefault(why.removeprefix(f"stage '{name}' "), []).append(name)
     return found
 
