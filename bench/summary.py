@@ -55,13 +55,23 @@ def first_line(text: str) -> str:
     return line.removesuffix("Tried:").rstrip(" .:")
 
 
-def reason_of(error: str) -> str:
-    """The reason in an error.txt on one line: of a traceback the exception, else the whole message."""
-    lines = [line.strip() for line in error.splitlines() if line.strip()]
-    if not lines or not lines[0].startswith("Traceback"):
-        return " ".join(lines)
-    hint = lines.pop() if lines[-1].startswith(MEMORY_HINT) else ""
-    return f"{lines[-1]} {hint}".strip()
+def reason_of(error: str, limit: int = 300) -> str:
+    """The reason in an error.txt on one line: of a traceback the exception with all lines of its message, else all.
+
+    Args:
+        error: its text, or the last lines of one.
+        limit: characters of a traceback's exception, beyond which it is cut.
+    """
+    lines = [line for line in error.splitlines() if line.strip()]
+    frames = [place for place, line in enumerate(lines) if line.startswith(("Traceback", '  File "'))]
+    if not frames:
+        return " ".join(error.split())
+    hint = lines.pop().strip() if lines[-1].startswith(MEMORY_HINT) else ""
+    # below the last frame its source is indented, and the exception is not
+    begin = next((i for i in range(frames[-1] + 1, len(lines)) if not lines[i].startswith(" ")), len(lines) - 1)
+    text = " ".join(" ".join(lines[begin:]).split())
+    text = text if len(text) <= limit else text[: limit - 3] + "..."
+    return f"{text} {hint}".strip()
 
 
 def _cell_fields(cell: Cell, checkpoint: str) -> dict[str, Any]:

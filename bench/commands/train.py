@@ -18,6 +18,7 @@ from tsdfm_bench.launch.slurm_settings import check_launcher, parse_option
 from tsdfm_bench.provenance import available_threads, command_line
 from tsdfm_bench.registry import Registry
 from tsdfm_bench.spec import parse_spec, split_list
+from tsdfm_bench.summary import reason_of
 from tsdfm_bench.sweep import load_task
 
 if TYPE_CHECKING:
@@ -127,9 +128,14 @@ def train_command(
         display.close()
         reporter.note(f"Interrupted; all but the last minute is kept in {folder}. Go on with:\n  {command_line()}")
         return INTERRUPTED
-    except FloatingPointError as error:
+    except (FloatingPointError, MemoryError) as error:
         display.close()
         reporter.note(f"error: {error}", style="red")
+        return 1
+    except torch.OutOfMemoryError as error:  # before the first step: the networks alone are too large
+        display.close()
+        reason = str(error).splitlines()[0]
+        reporter.note(f"error: the networks do not fit into the GPU's memory ({reason})", style="red")
         return 1
     display.close()
     for reason in refused:
@@ -183,13 +189,13 @@ def _launched(
 
 
 def _reasons(results: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """What kept stages from being trained, with the stages that it kept; a traceback is told by its last line."""
+    """What kept stages from being trained, with the stages that it kept; a traceback is told by its exception."""
     found: dict[str, list[str]] = {}
     for result in results:
         name = result["name"].removeprefix("train-")
         why = str(result.get("error") or f"another process is at it ({', '.join(result.get('busy', ()))})")
         if '  File "' in why:
-            why = why.splitlines()[-1]
+            why = reason_of(why)
         found.setdefault(why.removeprefix(f"stage '{name}' "), []).append(name)
     return found
 

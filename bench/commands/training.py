@@ -16,6 +16,7 @@ from tsdfm_bench.launch.leases import Holder, workers
 from tsdfm_bench.launch.training import CHECKPOINT, STATE, STATE_FILE, TrainFolder
 from tsdfm_bench.launch.work import VersionSkew, Work, launches, read_work, result_path
 from tsdfm_bench.results.files import StoreError, read_json
+from tsdfm_bench.summary import reason_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -149,13 +150,12 @@ def _report(folder: TrainFolder, work: Work, file: Path, held: Mapping[str, Hold
 
 
 def _failure(file: Path) -> str:
-    """The last line of what ended the last job of a stage; "" if it left nothing or was only stopped."""
+    """What ended the last job of a stage, on one line; "" if it left nothing or was only stopped."""
     try:
         result = read_json(result_path(file))
     except StoreError:
         return ""
-    lines = str(result.get("error") or "").splitlines()
-    return lines[-1] if lines and result.get("state") in ("error", "refused") else ""
+    return reason_of(str(result.get("error") or "")) if result.get("state") in ("error", "refused") else ""
 
 
 def training_status(folder: TrainFolder, as_json: bool, again: bool) -> int:

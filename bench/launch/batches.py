@@ -216,17 +216,18 @@ def warm_up(method: Method, job: Job, cell: Cell, shard: int = 0) -> None:
     """A few steps (or, without steps, a few sequences) of the first batch; its faults will show in the real one."""
     import torch
 
-    with (
-        contextlib.suppress(Exception, SystemExit),
-        guarded(job.folder, cell.id, job.cell_timeout_s, counted=False, shard=shard),
-        torch.no_grad(),
-    ):
-        if cell.steps is None:
-            request = request_of(job, cell, 0, rows=min(WARM_UP_ROWS, job.batch_size))
-        else:
-            request = request_of(job, cell, 0, steps=min(WARM_UP_STEPS, cell.steps))
-        if method.refuse(request) is None:
-            method.sample(request)
+    try:
+        with guarded(job.folder, cell.id, job.cell_timeout_s, counted=False, shard=shard), torch.no_grad():
+            if cell.steps is None:
+                request = request_of(job, cell, 0, rows=min(WARM_UP_ROWS, job.batch_size))
+            else:
+                request = request_of(job, cell, 0, steps=min(WARM_UP_STEPS, cell.steps))
+            if method.refuse(request) is None:
+                method.sample(request)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # whatever a plug-in raises
+        pass
 
 
 def free(device: str, all: bool = False) -> None:

@@ -203,7 +203,7 @@ class _Loader:
         """How a cell is sampled.
 
         Raises:
-            Exception: the method cannot be loaded; the same for every cell of the group.
+            BaseException: the method cannot be loaded; the same for every cell of the group.
         """
         if planned.cell.kind == "reference":
             return draw_reference
@@ -211,7 +211,9 @@ class _Loader:
             self.tried = True
             try:
                 self.ready = self._load(planned, shard)
-            except (Exception, SystemExit) as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # whatever a plug-in raises
                 self.error = error
         if self.ready is None:
             assert self.error is not None
@@ -279,6 +281,7 @@ def _attempt(job: Job, unit: Unit, missing: list[int], phase: Phase, lease: Leas
     Raises:
         LeaseLost: another process has taken over.
         StoreError: a file cannot be written.
+        KeyboardInterrupt: finished batches are kept.
     """
     cell = unit.planned.cell
     try:
@@ -286,11 +289,11 @@ def _attempt(job: Job, unit: Unit, missing: list[int], phase: Phase, lease: Leas
         phase.doing(cell.describe())
         with guarded(job.folder, cell.id, job.cell_timeout_s, shard=unit.shard):
             sample(job, cell, missing, phase, lease)
-    except LeaseLost:
+    except (LeaseLost, KeyboardInterrupt):
         raise
     except CorruptFile as error:
         record_failure(job, cell, error)
     except StoreError:
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # whatever a plug-in raises, asyncio's CancelledError as well
         record_failure(job, cell, error)

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from tsdfm_bench.launch import Cancelled, Detached
 from tsdfm_bench.launch.leases import Lease, Leases
-from tsdfm_bench.launch.slurm_jobs import ARRAY_AT_MOST, Record, job_name, submit
+from tsdfm_bench.launch.slurm_jobs import ARRAY_AT_MOST, Record, job_name, records, submit
 from tsdfm_bench.launch.slurm_queue import SlurmError, array_limit, cancel, tasks
 from tsdfm_bench.launch.slurm_settings import SlurmSettings
 from tsdfm_bench.launch.slurm_watch import Queue
-from tsdfm_bench.launch.work import Launch, Piece, Work
+from tsdfm_bench.launch.work import Launch, Piece, Work, launches
 from tsdfm_bench.results.files import canonical_json
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 FIRST_POLL_S = 1.0
 SLOWER = 1.3  # each quiet round waits that much longer, up to `poll`
+ASKED_AT_MOST = 12  # times in a row without an answer, about a minute, while no job was submitted that could go on
 SUBMIT_LEASE = "slurm-submit"
 CANCELLED = "cancelled"
 # What sbatch says when a user or an account has too many jobs.
@@ -116,6 +117,7 @@ class Dispatcher:
         self.ours: set[str] = set()  # tokens of submissions that lived while this process watched
         self.array_limit = 0
         self.silent = False
+        self.unanswered = 0  # looks in a row
 
     def run(self, reporter: Reporter) -> None:
         """Rounds until nothing is left that could be done; see `Launcher.sweep` for what is raised."""
@@ -150,17 +152,28 @@ class Dispatcher:
             self.leases.close()
 
     def _round(self, left: Sequence[Part], reporter: Reporter) -> Queue | None:
-        """One look at the queue, and what is missing there submitted; None if Slurm does not answer."""
+        """One look at the queue, and what is missing there submitted; None if Slurm does not answer.
+
+        Raises:
+            SlurmError: it does not answer, and no job was submitted that could go on; or it refused the first ones.
+        """
         if cancel_mark(self.folder).exists():
             raise Cancelled(
                 f"This run was cancelled with tsdfm-bench cancel; finished batches are in {self.folder.root}."
             )
         try:
             queue = Queue.read(self.folder, tasks(self.name))
-            self.silent = False
+            self.silent, self.unanswered = False, 0
         except SlurmError as error:
+            self.unanswered += 1
+            submitted = self._submitted()
+            if not submitted and (self.settings.detach or self.unanswered >= ASKED_AT_MOST):
+                raise SlurmError(
+                    f"{error}. No job was submitted; run the same command again when Slurm answers (try: squeue --me)"
+                ) from error
             if not self.silent:
-                reporter.note(f"{error}. Jobs go on; asking again.", style="yellow")
+                goes_on = "Jobs go on" if submitted else "No job was submitted yet"
+                reporter.note(f"{error}. {goes_on}; asking again.", style="yellow")
             self.silent = True
             return None
         if queue.lost:
@@ -306,8 +319,14 @@ class Dispatcher:
         needs = works[0][0].resources if works else {}
         return {"cpus_per_task": max(1, int(needs.get("cpus", 1))), **parameters}
 
+    def _submitted(self) -> bool:
+        """Whether this folder has ever had a job."""
+        return any(record.job for launch in launches(self.folder) for record in records(launch))
+
     def _farewell(self, queue: Queue | None) -> str:
         """How to follow, come back and cancel."""
+        if not self._submitted():
+            return "No job was submitted."
         running = f" ({queue.counts()})" if queue is not None and queue.alive else ""
         return f"The jobs go on without this process{running}.\n{self.parts.farewell(self.name)}"
 

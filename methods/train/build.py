@@ -25,13 +25,11 @@ from tsdfm_bench.methods.train.objectives import (
     Objective,
     SEDDObjective,
 )
+from tsdfm_bench.methods.train.options import COMPASS_SEES
 from tsdfm_bench.methods.train.recipe import ORACLE, Recipe, Stage
 from tsdfm_bench.methods.train.scorer_compass import judged_by_model
 from tsdfm_bench.methods.train.shaping import Energy, ShapingChooser, ShapingConfig
 from tsdfm_bench.methods.train.shortcut import BlindChooser, ShortcutObjective
-
-COMPASS_SEES = ("see_origin", "changed_only")
-"""Options of a compass stage that belong to its network."""
 
 MakeObjective = Callable[[nn.Module], Objective]
 
@@ -199,26 +197,21 @@ def build_objective(stage: Stage, recipe: Recipe, text: TrainingText, folder: Pa
     """How to make the stage's objective once the trainer has its EMA copy."""
     size, outputs = text.vocab_size, outputs_of(stage, text.vocab_size)
     options: Mapping[str, Any] = {k: v for k, v in stage.options.items() if k not in COMPASS_SEES}
-    try:
-        if stage.kind == "ar":
-            return lambda ema: ARObjective(size, text.end_of_text)
-        if stage.kind == "mdlm":
-            return lambda ema: MDLMObjective(size)
-        if stage.kind == "sedd":
-            return lambda ema: SEDDObjective(size, outputs, **options)
-        if stage.kind == "dfm":
-            return lambda ema: DFMObjective(size, outputs, **options)
-        frozen = DiT.from_pretrained(folder / stage.teacher, device).requires_grad_(False)
-        if stage.kind == "compass":
-            builder = (
-                DiT.from_pretrained(folder / stage.builder, device).requires_grad_(False) if stage.builder else frozen
-            )
-            aware = builder.config.step_aware
-            return lambda ema: CompassObjective(size, outputs, builder, aware, **options)
-        if stage.kind == "fsdfm":
-            return lambda ema: ShortcutObjective(size, outputs, ema, frozen, choose=BlindChooser(), **options)
-        compass = energy_of(stage, text, frozen, folder, device)
-        chooser = ShapingChooser(ShapingConfig(**stage.shaping), compass, recipe.training_of(stage).steps)
-        return lambda ema: ShortcutObjective(size, outputs, ema, frozen, choose=chooser, **options)
-    except TypeError as error:
-        raise UsageError(f"stage '{stage.name}': {error}") from error
+    if stage.kind == "ar":
+        return lambda ema: ARObjective(size, text.end_of_text)
+    if stage.kind == "mdlm":
+        return lambda ema: MDLMObjective(size)
+    if stage.kind == "sedd":
+        return lambda ema: SEDDObjective(size, outputs, **options)
+    if stage.kind == "dfm":
+        return lambda ema: DFMObjective(size, outputs, **options)
+    frozen = DiT.from_pretrained(folder / stage.teacher, device).requires_grad_(False)
+    if stage.kind == "compass":
+        builder = DiT.from_pretrained(folder / stage.builder, device).requires_grad_(False) if stage.builder else frozen
+        aware = builder.config.step_aware
+        return lambda ema: CompassObjective(size, outputs, builder, aware, **options)
+    if stage.kind == "fsdfm":
+        return lambda ema: ShortcutObjective(size, outputs, ema, frozen, choose=BlindChooser(), **options)
+    compass = energy_of(stage, text, frozen, folder, device)
+    chooser = ShapingChooser(ShapingConfig(**stage.shaping), compass, recipe.training_of(stage).steps)
+    return lambda ema: ShortcutObjective(size, outputs, ema, frozen, choose=chooser, **options)

@@ -31,9 +31,10 @@ from torch import Tensor, nn
 from tsdfm_bench.errors import UsageError
 from tsdfm_bench.methods.nets.compass import Compass, CompassConfig
 from tsdfm_bench.methods.nets.pretrained import PretrainedNetwork
-from tsdfm_bench.methods.train.build import COMPASS_SEES, build_network, build_objective, new_network, outputs_of
+from tsdfm_bench.methods.train.build import build_network, build_objective, new_network, outputs_of
 from tsdfm_bench.methods.train.data import Draws, TrainingText
 from tsdfm_bench.methods.train.flops import FlopMeter, forward_flops, networks_in
+from tsdfm_bench.methods.train.options import COMPASS_SEES
 from tsdfm_bench.methods.train.recipe import Recipe, Stage
 
 BLOCKS, WINDOWS, LENGTH = 2, 8, 16

@@ -19,10 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tsdfm_bench.errors import UsageError
 from tsdfm_bench.methods.train import losses
 from tsdfm_bench.methods.train.data import Draws, TrainingText
 
 TIME_EPS = 1e-3
+LOSSES = ("cross_entropy", "generalised_kl")
+PARAMETERISATIONS = ("score", "posterior")
 
 
 @dataclass
@@ -63,6 +66,11 @@ def noise(x_1: Tensor, kappa: Tensor, draws: Draws, outputs: int, vocab_size: in
     else:
         x_0 = (draws.uniform(site, length) * vocab_size).long()
     return torch.where(noised, x_0, x_1)
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"{name} '{value}' is not one of {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,9 @@ class SEDDObjective:
     outputs: int
     parameterisation: str = "score"
 
+    def __post_init__(self) -> None:
+        _one_of("parameterisation", self.parameterisation, PARAMETERISATIONS)
+
     def _per_token(self, network: nn.Module, x_1: Tensor, draws: Draws) -> Tensor:
         nu = (1 - TIME_EPS) * draws.stratified("time") + TIME_EPS
         kappa = 1 - (1 - TIME_EPS) * nu
@@ -183,6 +194,9 @@ class DFMObjective:
     outputs: int
     loss_name: str = "cross_entropy"
 
+    def __post_init__(self) -> None:
+        _one_of("loss_name", self.loss_name, LOSSES)
+
     def loss(self, network: nn.Module, x_1: Tensor, draws: Draws) -> StepResult:
         """Cross entropy over all positions (t in [0, 1]), or generalised KL (t in [0, 1 - 1e-3])."""
         if self.loss_name == "generalised_kl":
@@ -203,16 +217,23 @@ class DFMObjective:
 
 @torch.inference_mode()
 def validate(
-    objective: Objective, network: nn.Module, text: TrainingText, windows: int = 512, batch: int = 64
+    objective: Objective, network: nn.Module, text: TrainingText, windows: int = 512, batch: int = 64, at_once: int = 0
 ) -> tuple[float, float]:
-    """Mean and standard error of `objective.bound` over held-out windows (fixed windows, times and noise)."""
+    """Mean and standard error of `objective.bound` over held-out windows (fixed windows, times and noise).
+
+    Args:
+        objective, network, text: what is validated, and on which text.
+        windows, batch: how many, and in batches of how many they are drawn.
+        at_once: windows of one pass, for what does not fit into memory; 0 = a batch. Up to rounding the same result.
+    """
     was_training = network.training
     network.eval()
     device = next(network.parameters()).device
     values = []
     for index in range(windows // batch):
-        draws = Draws(0, "validation", index, batch, device)
-        values.append(objective.bound(network, text.windows("validation", draws), draws).double())
+        for first in range(0, batch, at_once or batch):
+            draws = Draws(0, "validation", index, min(at_once or batch, batch - first), device, first, batch)
+            values.append(objective.bound(network, text.windows("validation", draws), draws).double())
     network.train(was_training)
     joined = torch.cat(values)
     return joined.mean().item(), (joined.std() / math.sqrt(joined.numel())).item()

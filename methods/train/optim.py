@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tsdfm_bench.errors import UsageError
 
+OPTIMIZERS = ("adamw", "muon")
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
@@ -79,8 +80,8 @@ def make_optimizers(
         betas, weight_decay: of AdamW; Muon shares the decay.
         embedding_lr: factor on the learning rate of the token embedding.
     """
-    if name not in ("adamw", "muon"):
-        raise UsageError(f"optimizer '{name}' is not one of adamw, muon")
+    if name not in OPTIMIZERS:
+        raise UsageError(f"optimizer '{name}' is not one of {', '.join(OPTIMIZERS)}")
     hidden, embedding, rest = [], [], []
     for key, parameter in network.named_parameters():
         if key.startswith("embedding."):

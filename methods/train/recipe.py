@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from tsdfm_bench.errors import UsageError, unknown_name
-from tsdfm_bench.methods.train.shaping import ShapingConfig
+from tsdfm_bench.methods.train.options import OPTIONS, SHAPING, TRAINING, Table, check_table, explain, shown
 from tsdfm_bench.methods.train.trainer import TrainingConfig
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -36,23 +36,32 @@ OF_SEED = ("start_from", "match")
 CONTROL_OF_RULE = {"random": "random_pick", "argmax": "argmax_pick", "shuffled": "shuffled_energy"}
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+FIELDS_OF_KINDS = {
+    "teacher": ("compass", "fsdfm", "tsdfm"),
+    "compass": ("tsdfm",),
+    "shaping": ("tsdfm",),
+    "despite_checks": ("tsdfm",),
+    "builder": ("compass",),
+    "blocks": ("compass",),
+}
+"""Fields of a stage that belong to some kinds only."""
+
+Positive = Annotated[int, Field(ge=1)]
 
 
-class NetworkSettings(_Strict):
+class NetworkSettings(Table):
     """Geometry shared by the networks of a recipe (`DiTConfig`, `CausalConfig`)."""
 
-    width: int
-    blocks: int
-    heads: int
-    condition: int = 128
-    dropout: float = 0.0
-    time_scale: float = 1.0
+    width: Positive
+    blocks: Positive
+    heads: Positive
+    condition: Positive = 128
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    time_scale: float = Field(default=1.0, gt=0)
     fuser_init: Literal["torch_default", "identity_preserving"] = "torch_default"
 
 
-class Start(_Strict):
+class Start(Table):
     """How a network that starts from nothing is initialised, beyond the architecture's own initialisation.
 
     Args:
@@ -69,7 +78,7 @@ class Start(_Strict):
     spectral_head: float = 0.0
 
 
-class Stage(_Strict):
+class Stage(Table):
     """One network to train.
 
     Args:
@@ -112,9 +121,9 @@ class Stage(_Strict):
     draws: str = ""
     despite_checks: bool = False
     blocks: int = 0
-    options: dict[str, Any] = {}
-    shaping: dict[str, Any] = {}
-    training: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={})
+    shaping: dict[str, Any] = Field(default={})
+    training: dict[str, Any] = Field(default={})
 
     @property
     def needs(self) -> list[str]:
@@ -140,7 +149,7 @@ class Stage(_Strict):
         return CONTROL_OF_RULE.get(rule, judged)
 
 
-class Recipe(_Strict):
+class Recipe(Table):
     """All networks of a scale.
 
     Args:
@@ -153,8 +162,8 @@ class Recipe(_Strict):
 
     scale: str
     task: str
-    vocab_size: int = 0
-    length: int = 0
+    vocab_size: int = Field(default=0, ge=0)
+    length: int = Field(default=0, ge=0)
     network: NetworkSettings
     start: Start = Start()
     training: dict[str, Any]
@@ -170,6 +179,10 @@ class Recipe(_Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
+        network = self.network
+        if network.width % (2 * network.heads):
+            raise ValueError(f"network.width {network.width} must split into {network.heads} heads of even size")
+        check_table("", "training", self.training, TRAINING, partial=True)
         seen: dict[str, Stage] = {}
         for stage in self.stage:
             for need in stage.needs:
@@ -185,18 +198,45 @@ class Recipe(_Strict):
                     raise ValueError(
                         f"stage '{stage.name}' has source '{stage.source}' but its teacher has '{teacher.source}'"
                     )
-            if stage.kind == "tsdfm" and ShapingConfig(**stage.shaping).tau > 1:
-                raise ValueError(
-                    f"stage '{stage.name}': tau is in [0, 1], not {stage.shaping['tau']}; a student without shaping "
-                    "is of kind fsdfm"
-                )
             if stage.kind == "tsdfm":
                 self._check_compass(stage, seen)
             self._check_controls(stage, seen)
-            self.training_of(stage)
-            ShapingConfig(**stage.shaping)
+            self._check_tables(stage)
             seen[stage.name] = stage
         return self
+
+    def _check_tables(self, stage: Stage) -> None:
+        """What the stage sets, and that it has a use."""
+        where = f"stage '{stage.name}'"
+        for field, kinds in FIELDS_OF_KINDS.items():
+            if stage.kind not in kinds and getattr(stage, field):
+                raise ValueError(
+                    f"{where}: {field} is set, but only a stage of kind {' or '.join(kinds)} has it, not {stage.kind}"
+                )
+        sources = {"ar": ("",), "mdlm": ("mask",)}.get(stage.kind, ("mask", "uniform"))
+        if stage.source not in sources:
+            allowed = " or ".join(shown(source) for source in sources)
+            raise ValueError(f"{where}: source must be {allowed} for kind {stage.kind}, not {shown(stage.source)}")
+        if stage.kind == "compass" and not 1 <= stage.blocks <= self.network.blocks:
+            raise ValueError(
+                f"{where}: blocks must be a whole number from 1 to {self.network.blocks} (those of its teacher), not "
+                f"{stage.blocks}"
+            )
+        check_table(where, "training", stage.training, TRAINING, partial=True)
+        check_table(where, "training", {**self.training, **stage.training}, TRAINING)
+        check_table(where, "shaping", stage.shaping, SHAPING)
+        check_table(where, "options", stage.options, OPTIONS[stage.kind])
+        options = OPTIONS[stage.kind].model_validate(stage.options).model_dump()
+        if stage.kind == "compass" and options["largest"] > options["smallest"]:
+            raise ValueError(
+                f"{where}: options.smallest must be at least options.largest ({options['largest']}), both exponents of "
+                f"h' = 2^-j, not {options['smallest']}"
+            )
+        if stage.kind == "sedd" and stage.source == "mask" and options["parameterisation"] != "score":
+            raise ValueError(
+                f'{where}: options.parameterisation must be "score" for source mask, not '
+                f"{shown(options['parameterisation'])}"
+            )
 
     def _check_compass(self, stage: Stage, seen: dict[str, Stage]) -> None:
         if stage.compass.startswith(NETWORK) and seen[stage.compass.removeprefix(NETWORK)].kind != "ar":
@@ -221,10 +261,6 @@ class Recipe(_Strict):
     def training_of(self, stage: Stage) -> TrainingConfig:
         """The training settings of a stage: its own over the recipe's."""
         merged = {**self.training, **stage.training}
-        unknown = sorted(set(merged) - set(TrainingConfig.__dataclass_fields__))
-        if unknown:
-            known = sorted(TrainingConfig.__dataclass_fields__)
-            raise ValueError(f"stage '{stage.name}': unknown training settings {unknown}; known: {known}")
         if "betas" in merged:
             merged["betas"] = tuple(merged["betas"])
         return TrainingConfig(**merged)
@@ -255,9 +291,12 @@ def spell_out(stages: list[Any]) -> list[Any]:
         if not isinstance(given, dict):
             return stages  # what is wrong is said by the model
         table = dict(given)
+        for key in TABLES:
+            if not isinstance(table.get(key, {}), dict):
+                raise ValueError(f"stage '{table.get('name')}': {key} must be a table, not {shown(table[key])}")
         like, seeds = table.pop("like", None), table.pop("seeds", [None])
         if like is not None:
-            if like not in known:
+            if not isinstance(like, str) or like not in known:
                 raise ValueError(f"stage '{table.get('name')}' is like '{like}', which is not an earlier stage")
             base = known[like]
             merged = {key: {**base.get(key, {}), **table.get(key, {})} for key in TABLES}
@@ -281,12 +320,36 @@ def spell_out(stages: list[Any]) -> list[Any]:
 
 
 def load_recipe(name: str) -> Recipe:
-    """A recipe by scale name, or from a TOML file; raises UsageError naming the offending key."""
+    """A recipe by scale name, or from a TOML file.
+
+    Raises:
+        UsageError: it is wrong; one line that names the file, the stage, the key, what was given and what is allowed.
+    """
     path, tables = _tables(name)
     try:
-        return Recipe(**tables)
-    except (ValidationError, TypeError) as error:
-        raise UsageError(f"{path}: {error}") from error
+        return Recipe.model_validate(tables)
+    except ValidationError as error:
+        keys = {
+            "": [*Recipe.model_fields, "extends"],
+            "network": list(NetworkSettings.model_fields),
+            "start": list(Start.model_fields),
+            "stage": [*Stage.model_fields, "like", "seeds"],
+        }
+        raise UsageError(f"{path}: {explain(error, keys, _names(tables))}") from None
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def _names(tables: dict[str, Any]) -> list[str]:
+    """Names of a recipe's stages, in the order in which they are checked; their numbers where they have none."""
+    try:
+        stages = spell_out(tables.get("stage", []))
+    except ValueError:
+        return []
+    return [
+        f"'{stage['name']}'" if isinstance(stage, dict) and "name" in stage else str(place)
+        for place, stage in enumerate(stages, start=1)
+    ]
 
 
 def _tables(name: str, extended: tuple[Path, ...] = ()) -> tuple[Path, dict[str, Any]]:
@@ -300,6 +363,8 @@ def _tables(name: str, extended: tuple[Path, ...] = ()) -> tuple[Path, dict[str,
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
+    if not isinstance(tables.get("stage", []), list):
+        raise UsageError(f"{path}: stage must be a list of tables ([[stage]]), not {shown(tables['stage'])}")
     base = tables.pop("extends", None)
     if base is None:
         return path, tables

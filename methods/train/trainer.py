@@ -16,9 +16,10 @@ import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,11 +29,13 @@ from tsdfm_bench.errors import CheckpointError, UsageError
 from tsdfm_bench.methods.nets.pretrained import replace_file
 from tsdfm_bench.methods.train.data import Draws, TrainingText
 from tsdfm_bench.methods.train.flops import FlopMeter, networks_in, peak_flops
+from tsdfm_bench.methods.train.memory import T, that_fits
 from tsdfm_bench.methods.train.objectives import Objective, validate
 from tsdfm_bench.methods.train.optim import learning_rate, make_optimizers
 
 STATE_FILE = "state.safetensors"
 TIMED_STEPS, WARM_UP_STEPS = 200, 3
+VALIDATED_AT_ONCE = 64
 NO_INFLUENCE = ("validate_every", "save_every_s", "micro_batch", "compile")
 
 
@@ -110,7 +113,7 @@ class TrainingResult:
 def mixed_precision(device: torch.device) -> str:
     """ "bf16" where the hardware computes in it, else "no"."""
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     if device.type == "cpu":
         return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "no"
     return "no"
@@ -127,7 +130,7 @@ def check_hardware() -> None:
             "equal ones with CUDA_VISIBLE_DEVICES=...",
             stacklevel=2,
         )
-    if not torch.cuda.is_bf16_supported():
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
         warnings.warn(f"{kinds[0]} does not compute in bf16: training runs in fp32, several times slower", stacklevel=2)
 
 
@@ -138,6 +141,11 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no tensor holds NaN or infinity; waits for the GPU."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
 def compile_blocks(*networks: nn.Module) -> None:
@@ -199,7 +207,10 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["peak"] = group["lr"]
+        share = config.batch // self.accelerator.num_processes
+        self.pass_windows, self.validated = min(config.micro_batch or share, share), VALIDATED_AT_ONCE
         self.step = 0
+        self.kept_step: int | None = None
         self.seconds = self.flops = 0.0
         self.step_seconds: deque[float] = deque(maxlen=TIMED_STEPS)
         self.history: list[dict[str, float]] = []
@@ -222,7 +233,10 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state; the previous one stays until the new one is on disk."""
-        if self.folder is None or not self.accelerator.is_main_process:
+        if self.folder is None:
+            return
+        self.kept_step = self.step
+        if not self.accelerator.is_main_process:
             return
         from safetensors.torch import save_file
 
@@ -265,6 +279,8 @@ class Trainer:
                 tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 - not a mapping
             if metadata.get("sha256") != digest_of(tensors):
                 raise ValueError("its tensors are not those that were saved")
+            if not all_finite(t for key, t in tensors.items() if key.startswith(("network.", "ema."))):
+                raise ValueError("its weights are not finite")
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             aside = path.with_name(f"damaged-{path.name}")
             path.replace(aside)
@@ -289,6 +305,7 @@ class Trainer:
                 state.setdefault(int(number), {})[name] = value
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         self.step, self.seconds, self.history = about["step"], about["seconds"], about["history"]
+        self.kept_step = self.step
         self.flops = about.get("flops", math.nan)
         return True
 
@@ -298,8 +315,10 @@ class Trainer:
         """Train to the last step (or to `until`), saving and validating on the way.
 
         Raises:
-            FloatingPointError: the loss, a teacher's logits or an energy is not finite; the state before that step is
-                on disk if its weights are finite, else the last one that was saved.
+            FloatingPointError: a loss, a gradient, a validation, the weights, a teacher's logits or an energy is not
+                finite; the state before that step is on disk if its weights are finite, else the last one that was
+                saved. Nothing that is not finite is saved or returned.
+            MemoryError: one window does not fit into the GPU's memory, or under several processes a pass does not.
         """
         config = self.config
         last = min(config.steps, until or config.steps)
@@ -310,10 +329,11 @@ class Trainer:
         while self.step < last:
             number, started = self.step + 1, time.monotonic()
             try:
-                value, shown = self._gradients(number)
+                (value, shown), self.pass_windows = self._that_fits(
+                    number, partial(self._gradients, number), self.pass_windows, self.accelerator.num_processes == 1
+                )
             except FloatingPointError as error:
-                self.flops = before_flops + operations
-                raise FloatingPointError(self._diverged(number, error)) from error
+                raise FloatingPointError(self._stopped(number, str(error), keep=True)) from error
             self._update(number)
             self.step = number
             now = time.monotonic()
@@ -329,8 +349,10 @@ class Trainer:
             if number % config.validate_every == 0 and number < config.steps:
                 self._validate()
             if now - saved > config.save_every_s:
+                self._check_weights()
                 self.save()
                 saved = now
+        self._check_weights()
         if self.step == config.steps and (not self.history or self.history[-1]["step"] < self.step):
             self._validate()
         self.save()
@@ -348,29 +370,61 @@ class Trainer:
             list(self.step_seconds),
         )
 
-    def _diverged(self, number: int, error: FloatingPointError) -> str:
-        """Keep the state before the step if it is good, and say what happened."""
-        kept = "nothing was saved yet"
-        if all(bool(torch.isfinite(p).all()) for p in (*self.plain.parameters(), *self.ema.parameters())):
+    def _weights_are_finite(self) -> bool:
+        return all_finite((*self.plain.parameters(), *self.ema.parameters()))
+
+    def _check_weights(self) -> None:
+        """Before they are saved or returned; FloatingPointError if they are not finite."""
+        if not self._weights_are_finite():
+            raise FloatingPointError(self._stopped(self.step, "the weights are not finite any more"))
+
+    def _stopped(self, number: int, why: str, keep: bool = False) -> str:
+        """Why a training ends and what is kept of it; `keep`: the state of now, if its weights are finite."""
+        if keep and self._weights_are_finite():
             self.save()
-            kept = f"the state after step {number - 1} is kept in {self.folder}"
-        elif self.folder is not None and (self.folder / STATE_FILE).is_file():
-            kept = f"the weights were not finite any more; an earlier state is kept in {self.folder}"
-        kept = "" if self.folder is None else f"; {kept}"
-        return f"training '{self.name}' stopped at step {number} of {self.config.steps}: {error}{kept}"
+        kept = ""
+        if self.folder is not None:
+            kept = "; nothing was saved yet"
+            if self.kept_step is not None:
+                kept = f"; the state after step {self.kept_step} is kept in {self.folder}"
+        return f"training '{self.name}' stopped at step {number} of {self.config.steps}: {why}{kept}"
 
-    def _gradients(self, number: int) -> tuple[float, dict[str, float]]:
-        """Gradients of one step, in passes of at most `micro_batch` windows per process; the loss and what to show.
+    def _that_fits(self, number: int, run: Callable[[int], T], windows: int, alone: bool) -> tuple[T, int]:
+        """`that_fits` in step `number`: its operations counted once, a change said, the state kept if it cannot be."""
+        counted = self.meter.total
 
-        Rows are numbered over the whole step, so their draws do not depend on the number of processes or passes.
+        def attempt(windows: int) -> T:
+            self.meter.total = counted
+            return run(windows)
+
+        try:
+            result, fits = that_fits(attempt, windows, alone)
+        except MemoryError as error:
+            raise MemoryError(self._stopped(number, str(error), keep=True)) from error
+        if fits < windows:
+            warnings.warn(
+                f"training '{self.name}': {windows} windows a pass do not fit into the GPU's memory; it goes on with "
+                f"{fits}, with the same random numbers",
+                stacklevel=2,
+            )
+        return result, fits
+
+    def _gradients(self, number: int, size: int) -> tuple[float, dict[str, float]]:
+        """Clipped gradients of one step, in passes of at most `size` windows per process; the loss and what to show.
+
+        Rows are numbered over the whole step, so their draws do not depend on the number of processes or passes. Loss
+        and norm of the gradient are read together, after the last pass: the host waits for the GPU once a step.
+
+        Raises:
+            FloatingPointError: one of them is not finite.
         """
         config = self.config
         share = config.batch // self.accelerator.num_processes
-        first, value = self.accelerator.process_index * share, 0.0
+        first = self.accelerator.process_index * share
+        losses: list[Tensor] = []
         shown: dict[str, float] = {}
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        size = min(config.micro_batch or share, share)
         for begin in range(0, share, size):
             rows = min(size, share - begin)
             device = self.accelerator.device
@@ -379,11 +433,15 @@ class Trainer:
             with nullcontext() if last else self.accelerator.no_sync(self.network):
                 with self.accelerator.autocast():
                     result = self.objective.loss(self.network, self.text.windows("train", draws), draws)
-                loss = result.loss.item()
-                if not math.isfinite(loss):
-                    raise FloatingPointError(f"the loss is {loss}")
-                value, shown = value + loss * rows / share, result.shown
-                self.accelerator.backward(result.loss if rows == share else result.loss * (rows / share))
+                loss, shown = result.loss if rows == share else result.loss * (rows / share), result.shown
+                losses.append(loss.detach().float())
+                self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), config.clip)
+        value, length = torch.stack([torch.stack(losses).sum(), norm.float()]).tolist()
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the loss is {value}")
+        if not math.isfinite(length):
+            raise FloatingPointError(f"the norm of the gradient is {length}, at a loss of {value:.4g}")
         return value, dict(shown)
 
     def _speed(self, flops_per_s: float) -> dict[str, float]:
@@ -398,9 +456,12 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-        self.accelerator.clip_grad_norm_(self.network.parameters(), config.clip)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        try:
+            for optimizer in self.optimizers:
+                optimizer.step()
+        except torch.OutOfMemoryError as error:  # some weights may have moved: the state is not saved
+            why = "the optimiser's state does not fit into the GPU's memory: choose a GPU with more of it"
+            raise MemoryError(self._stopped(number, why)) from error
         decay = min(config.ema, (1 + number) / (10 + number))
         with torch.no_grad():
             for average, current in zip(self.ema.parameters(), self.plain.parameters(), strict=True):
@@ -408,8 +469,15 @@ class Trainer:
 
     def _validate(self) -> None:
         counted = self.meter.total
-        bound, error = validate(self.objective, self.ema, self.text)
+        (bound, error), self.validated = self._that_fits(
+            self.step,
+            lambda windows: validate(self.objective, self.ema, self.text, batch=VALIDATED_AT_ONCE, at_once=windows),
+            self.validated,
+            alone=True,
+        )
         self.meter.total = counted  # a validation is no part of the training's cost
+        if not math.isfinite(bound) or not math.isfinite(error):
+            raise FloatingPointError(self._stopped(self.step, f"the validation is {bound} ± {error}"))
         self.history.append({"step": float(self.step), "bound": bound, "bound_error": error, "seconds": self.seconds})
         if self.report:
             self.report(Progress(self.name, self.step, self.config.steps, 0.0, {"validation": bound, "±": error}))

@@ -6,10 +6,13 @@ import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tsdfm_bench.summary import reason_of
 
 if TYPE_CHECKING:
     from click.testing import Result
@@ -124,6 +127,41 @@ def test_an_identity_that_raises_is_a_row(here: Here, tmp_path: Path) -> None:
     result = here.run(plugin=str(plugin), methods="counter,stepless")
     assert result.exit_code == 1
     assert "KeyError" in result.stderr
+
+
+ESCAPES = ("asyncio.CancelledError", "GeneratorExit", "Own")
+
+
+@pytest.mark.parametrize("where", ["load", "sample"])
+def test_whatever_a_method_raises_is_a_failure_of_its_cell(here: Here, tmp_path: Path, where: str) -> None:
+    """Exceptions that are no `Exception`: the other cells are made, and the table says why these are not."""
+    deeds = [f"{'load ' if where == 'load' else ''}raise {what}" for what in ESCAPES]
+    plugin = Path(hostile(tmp_path, {deed: deed for deed in deeds}))
+    plugin.write_text(f"import asyncio\nclass Own(BaseException): pass\n{plugin.read_text()}")
+    methods = ",".join(f"hostile[deed={deed}]" for deed in deeds)
+    result = here.run("--plugin", str(plugin), methods=f"{methods},stepless")
+    assert result.exit_code == 1
+    assert "Traceback" not in result.stderr
+    rows = here.summary()
+    assert set(rows.query("method == 'stepless'")["state"]) == {"done"}
+    failed = rows.query("method == 'hostile'")
+    assert set(failed["state"]) == {"failed"}
+    told = {reason.split(".")[-1] for reason in failed["reason"]}
+    assert told == {"CancelledError", "GeneratorExit", "Own"}
+
+
+def test_of_a_message_of_several_lines_all_are_told() -> None:
+    """As torch words what does not fit: a first line that says little, then what is wrong."""
+    try:
+        raise RuntimeError("Error(s) in loading:\n\tMissing key(s): a.\n    Unexpected key(s): b.")
+    except RuntimeError as error:
+        text = "".join(traceback.format_exception(error)).rstrip()
+    said = "RuntimeError: Error(s) in loading: Missing key(s): a. Unexpected key(s): b."
+    assert reason_of(text) == said
+    assert reason_of("\n".join(text.splitlines()[1:])) == said  # the last lines of a longer one
+    assert reason_of(f"{text}\nMemory ran out: x") == f"{said} Memory ran out: x"
+    assert reason_of(text + 400 * "x") == f"{said}{'x' * 400}"[:297] + "..."
+    assert reason_of("two\n  lines") == "two lines"
 
 
 def test_if_every_method_fails_nothing_is_scored(here: Here) -> None:

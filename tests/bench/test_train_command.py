@@ -70,6 +70,25 @@ def test_training_stops_when_the_time_is_over_and_goes_on(here: Here, monkeypatc
     assert not (here.folder / "trained" / "mdlm" / "config.json").exists()
 
 
+def test_a_training_that_does_not_fit_into_memory_ends_with_one_line(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from tsdfm_bench.methods.train.objectives import MDLMObjective
+
+    def full(*given: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(MDLMObjective, "loss", full)
+    (here.folder / "toy.toml").write_text(RECIPE.format(steps=6))
+    result = here.cli(*GIVEN)
+    assert result.exit_code == 1
+    said = " ".join(result.stderr.split())
+    assert "error: training 'mdlm' stopped at step 1 of 6: one window does not fit into the GPU's memory" in said
+    assert "Traceback" not in said
+
+
 TWO = """
 [[stage]]
 name = "second"

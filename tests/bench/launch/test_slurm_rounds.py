@@ -192,6 +192,53 @@ def test_a_silent_controller_is_waited_for(
     assert units_of(simulation) == ["a"]
 
 
+@pytest.mark.parametrize("detach", [False, True])
+def test_a_controller_that_never_answers_is_given_up_if_no_job_was_submitted(
+    simulate: Callable[..., Simulation], monkeypatch: pytest.MonkeyPatch, detach: bool
+) -> None:
+    """Nothing goes on that would be worth waiting for, and nobody is told that something does."""
+    simulation, asked, said = simulate(sample=["a"]), [], []
+
+    def ask(name: str) -> list[Task]:
+        asked.append(name)
+        assert len(asked) < 100
+        raise SlurmError("squeue failed: Unable to contact slurm controller")
+
+    reporter = Reporter(quiet=True)
+    monkeypatch.setattr(reporter, "note", lambda text, style="": said.append(text))
+    monkeypatch.setattr(slurm_rounds, "tasks", ask)
+    dispatcher = Dispatcher(SlurmSettings(detach=detach), simulation.folder, simulation, 60.0, lambda seconds: None)
+    with pytest.raises(SlurmError, match=r"Unable to contact slurm controller\. No job was submitted; run the same"):
+        dispatcher.run(reporter)
+    assert len(asked) == (1 if detach else slurm_rounds.ASKED_AT_MOST)
+    assert said == (
+        [] if detach else ["squeue failed: Unable to contact slurm controller. No job was submitted yet; asking again."]
+    )
+
+
+def test_a_controller_that_falls_silent_is_waited_for_while_jobs_go_on(
+    simulate: Callable[..., Simulation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulation = simulate(sample=["a"], fate=lambda key: "stays")
+    looks, said = [0], []
+
+    def ask(name: str) -> list[Task]:
+        looks[0] += 1
+        if 3 < looks[0] < 3 * slurm_rounds.ASKED_AT_MOST:
+            raise SlurmError("squeue did not answer")
+        if looks[0] >= 3 * slurm_rounds.ASKED_AT_MOST:
+            raise KeyboardInterrupt
+        return simulation.tasks(name)
+
+    reporter = Reporter(quiet=True)
+    monkeypatch.setattr(reporter, "note", lambda text, style="": said.append(text))
+    monkeypatch.setattr(slurm_rounds, "tasks", ask)
+    with pytest.raises(KeyboardInterrupt):
+        Dispatcher(SlurmSettings(), simulation.folder, simulation, 60.0, lambda seconds: None).run(reporter)
+    assert said[1] == "squeue did not answer. Jobs go on; asking again."
+    assert "The jobs go on without this process" in said[-1]
+
+
 def test_a_limit_on_submitted_jobs(simulate: Callable[..., Simulation], monkeypatch: pytest.MonkeyPatch) -> None:
     """What the cluster does not take now is submitted when something has ended."""
     simulation = simulate(sample=["a", "b", "c"], limit=1)

@@ -303,11 +303,11 @@ def changed(name: str, **settings: object) -> Recipe:
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("tsdfm-uniform", {"shaping": {"candidates": 0}}, "at least 1, not 0"),
-        ("tsdfm-uniform", {"shaping": {"tau": 1.5}}, r"tau is in \[0, 1\]"),
+        ("tsdfm-uniform", {"shaping": {"candidates": 0}}, "from 1 to 64, not 0"),
+        ("tsdfm-uniform", {"shaping": {"tau": 1.5}}, "tau must be a number from 0 to 1"),
         ("tsdfm-uniform", {"shaping": {"tau": -0.5}}, "tau"),
         ("tsdfm-uniform", {"shaping": {"tau": float("nan")}}, "tau"),
-        ("tsdfm-uniform", {"shaping": {"policy": "best"}}, "policy 'best' is not one of"),
+        ("tsdfm-uniform", {"shaping": {"policy": "best"}}, "policy must be one of seq, token, seq_to_token, not"),
         ("tsdfm-uniform", {"source": "mask"}, "its teacher has 'uniform'"),
         ("fsdfm-uniform", {"teacher": "compass-uniform"}, "needs `teacher`"),
         ("entropy-matched", {"match": "fsdfm-uniform"}, "`match` makes a control"),

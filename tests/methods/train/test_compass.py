@@ -240,5 +240,5 @@ def test_the_oracle_compass_needs_a_known_law(tmp_path) -> None:
 
 
 def test_tau_above_one_is_refused_in_a_recipe() -> None:
-    with pytest.raises(ValueError, match="tau is in"):
+    with pytest.raises(UsageError, match="tau must be a number from 0 to 1 "):
         recipe(shaping={"tau": 1.5})

@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,6 +29,7 @@ from tsdfm_bench.methods.train.data import Draws, TrainingText
 from tsdfm_bench.methods.train.dryrun import RandomTokensEnergy, full_network, parameter_count, rehearse
 from tsdfm_bench.methods.train.flops import FlopMeter, forward_flops, networks_in
 from tsdfm_bench.methods.train.objectives import ARObjective, MDLMObjective
+from tsdfm_bench.methods.train.options import OPTIONS, SHAPING, TRAINING
 from tsdfm_bench.methods.train.recipe import RECIPES, Recipe, load_recipe
 from tsdfm_bench.methods.train.shaping import ShapingChooser, ShapingConfig
 from tsdfm_bench.methods.train.shortcut import ShortcutObjective
@@ -279,15 +281,6 @@ def test_rows_draw_the_same_however_a_step_is_split():
     assert torch.equal(TEXT.windows("train", whole), torch.cat([TEXT.windows("train", part) for part in parts]))
 
 
-@pytest.fixture
-def in_fp32(monkeypatch):
-    """Training without bf16, whose rounding would hide a wrong weight; accelerate decides once per process."""
-    monkeypatch.setattr(trainer_module, "mixed_precision", lambda device: "no")
-    AcceleratorState._reset_state()
-    yield
-    AcceleratorState._reset_state()
-
-
 @pytest.mark.usefixtures("in_fp32")
 @pytest.mark.parametrize("objective", [ARObjective(V), MDLMObjective(V)], ids=["ar", "mdlm"])
 def test_accumulated_gradients_are_those_of_the_whole_batch(objective):
@@ -407,12 +400,166 @@ def test_a_batch_that_does_not_divide_over_the_processes_is_refused(monkeypatch)
         Trainer("toy", network, lambda ema: ARObjective(V), TEXT, config)
 
 
+@pytest.mark.parametrize(("name", "major", "bf16"), [("A100", 8, True), ("Tesla V100", 7, False)])
+def test_bf16_is_used_where_the_hardware_computes_in_it(monkeypatch, name, major, bf16):
+    """Tensors of bf16 can be made on every GPU; before 8.0 arithmetic on them is emulated."""
+    a_gpu(monkeypatch, major)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: name)
+    assert trainer_module.mixed_precision(torch.device("cuda")) == ("bf16" if bf16 else "no")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_hardware()
+    assert any(f"{name} does not compute in bf16" in str(warning.message) for warning in caught) == (not bf16)
+
+
+def a_gpu(monkeypatch, major):
+    """Properties of a GPU of this generation, for torch's own questions."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major, minor=0))
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+
+
 @pytest.mark.parametrize("bf16", [True, False])
 def test_gpus_of_several_kinds_and_without_bf16_are_said(monkeypatch, bf16):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    a_gpu(monkeypatch, 8 if bf16 else 7)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: ["Tesla V100", "A100"][index])
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
     with pytest.warns(UserWarning, match=r"several kinds \(A100, Tesla V100\).*CUDA_VISIBLE_DEVICES") as caught:
         check_hardware()
     assert any("does not compute in bf16" in str(warning.message) for warning in caught) == (not bf16)
+
+
+# ---------------------------------------------------------------------------------------------------- wrong recipes
+
+WRONG = """
+scale = "toy"
+task = "markov"
+[network]
+width = 16
+blocks = 2
+heads = 2
+[training]
+batch = 8
+steps = 6
+lr = 1e-2
+warmup = 1
+[[stage]]
+name = "dfm"
+kind = "dfm"
+source = "mask"
+[[stage]]
+name = "compass"
+kind = "compass"
+source = "mask"
+teacher = "dfm"
+blocks = 1
+[[stage]]
+name = "fsdfm"
+kind = "fsdfm"
+source = "mask"
+teacher = "dfm"
+[[stage]]
+name = "tsdfm"
+kind = "tsdfm"
+source = "mask"
+teacher = "dfm"
+compass = "compass"
+[[stage]]
+name = "sedd"
+kind = "sedd"
+source = "mask"
+"""
+
+
+def refused(folder: Path, text: str) -> str:
+    """What is said of a recipe, without the file's name in front."""
+    path = folder / "wrong.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        load_recipe(str(path))
+    said = str(caught.value)
+    assert said.startswith(f"{path}: ")
+    assert "\n" not in said
+    assert "pydantic" not in said
+    return said.removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("like", "setting", "words"),
+    [
+        ("tsdfm", "shaping = { candidates = 2.5 }", "shaping.candidates must be a whole number from 1 to 64, not 2.5"),
+        ("tsdfm", "shaping = { candidates = true }", "from 1 to 64, not true"),
+        ("tsdfm", 'shaping = { candidates = "4" }', 'from 1 to 64, not "4"'),
+        ("tsdfm", "shaping = { candidates = 0 }", "from 1 to 64, not 0"),
+        ("tsdfm", "shaping = { candidates = 1000000 }", "from 1 to 64, not 1000000"),
+        ("tsdfm", 'shaping = { tau = "a" }', "shaping.tau must be a number from 0 to 1"),
+        ("tsdfm", "shaping = { tau = -0.1 }", "not -0.1"),
+        ("tsdfm", "shaping = { selection_temperature = nan }", "must be a number above 0, not nan"),
+        ("tsdfm", "shaping = { switch_time = 7.0 }", "shaping.switch_time must be a number from 0 to 1, not 7.0"),
+        ("tsdfm", 'shaping = { token_guard = "no" }', 'shaping.token_guard must be true or false, not "no"'),
+        ("tsdfm", "shaping = { tua = 0.5 }", "unknown key of shaping 'tua'; did you mean 'tau'?"),
+        ("tsdfm", "shaping = 3", "shaping must be a table, not 3"),
+        ("tsdfm", 'options = { rul = "rk4" }', "unknown key of options 'rul'; did you mean 'rule'?"),
+        ("tsdfm", "options = { vocab_size = 3 }", "unknown key of options 'vocab_size'. Known: h_law, "),
+        ("tsdfm", 'options = { rule = "rk5" }', 'options.rule must be one of rk4, heun, not "rk5"'),
+        ("dfm", 'options = { loss_name = "foo" }', "must be one of cross_entropy, generalised_kl"),
+        ("sedd", 'options = { parameterisation = "foo" }', "must be one of score, posterior"),
+        ("sedd", 'options = { parameterisation = "posterior" }', 'must be "score" for source mask'),
+        ("compass", "options = { largest = 5, smallest = 2 }", "smallest must be at least options.largest (5)"),
+        ("compass", 'options = { see_origin = "no" }', "options.see_origin must be true or false"),
+        ("compass", "blocks = 0", "blocks must be a whole number from 1 to 2 (those of its teacher), not 0"),
+        ("compass", "blocks = 3", "not 3"),
+        ("dfm", 'training = { steps = "a" }', 'training.steps must be a whole number of at least 1, not "a"'),
+        ("dfm", "training = { steps = 0 }", "at least 1, not 0"),
+        ("dfm", "training = { batch = 0 }", "training.batch must be a whole number of at least 1, not 0"),
+        ("dfm", "training = { ema = 2.0 }", "training.ema must be a number from 0 to below 1, not 2.0"),
+        ("dfm", "training = { lr = inf }", "training.lr must be a number above 0, not inf"),
+        ("dfm", "training = { betas = [0.9] }", "training.betas must be two numbers from 0 to below 1, not [0.9]"),
+        ("dfm", 'training = { optimizer = "foo" }', 'training.optimizer must be one of adamw, muon, not "foo"'),
+        ("fsdfm", "shaping = { tau = 0.5 }", "shaping is set, but only a stage of kind tsdfm has it, not fsdfm"),
+        ("fsdfm", 'compass = "compass"', "compass is set, but only a stage of kind tsdfm has it"),
+        (
+            "dfm",
+            'kind = "ar"\nsource = ""\noptions = { rule = "rk4" }',
+            "there are no options for this kind",
+        ),
+        ("dfm", 'source = "x"', "source must be"),
+        ("dfm", 'kind = "mdlm"\nsource = "uniform"', 'source must be "mask" for kind mdlm, not "uniform"'),
+        ("dfm", 'start_form = "dfm"', "unknown key 'start_form'; did you mean 'start_from'?"),
+    ],
+)
+def test_a_wrong_setting_of_a_stage_is_one_line_that_says_what_is_allowed(tmp_path, like, setting, words):
+    said = refused(tmp_path, f'{WRONG}\n[[stage]]\nname = "x"\nlike = "{like}"\n{setting}\n')
+    assert said.startswith("stage 'x': ")
+    assert words in said
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "words"),
+    [
+        ('scale = "toy"', "", "scale is missing"),
+        ("width = 16", "", "network.width is missing"),
+        ("width = 16", 'width = "a"', 'network.width must be a valid integer, not "a"'),
+        ("heads = 2", "heads = 3", "network.width 16 must split into 3 heads of even size"),
+        ("heads = 2", "heads = 2\nwidht = 3", "unknown key of [network] 'widht'; did you mean 'width'?"),
+        ("steps = 6", "", "stage 'dfm': training.steps is missing"),
+        ("steps = 6", 'steps = "a"', 'training.steps must be a whole number of at least 1, not "a"'),
+        ('kind = "sedd"', "", "stage 'sedd': kind is missing"),
+        ('name = "sedd"', "", "stage 5: name is missing"),
+        ('task = "markov"', 'task = "markov"\nfoo = 1', "unknown key 'foo'. Known: extends, "),
+    ],
+)
+def test_a_wrong_or_missing_key_of_a_recipe_is_one_line(tmp_path, line, instead, words):
+    assert line in WRONG
+    assert refused(tmp_path, WRONG.replace(line, instead)).startswith(words)
+    assert refused(tmp_path, "stage = 3").startswith("stage must be a list of tables")
+
+
+def test_the_tables_have_the_names_and_defaults_of_what_they_are_for():
+    """Nothing is said twice: another field or default of a class is that of its table."""
+    assert {key: field.default for key, field in SHAPING.model_fields.items()} == vars(ShapingConfig())
+    for key, field in OPTIONS["tsdfm"].model_fields.items():
+        assert field.default == getattr(ShortcutObjective, key)
+    assert set(TRAINING.model_fields) == set(TrainingConfig.__dataclass_fields__)

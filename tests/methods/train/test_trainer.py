@@ -95,6 +95,117 @@ def test_divergence_stops_with_its_step_and_keeps_the_last_state(tmp_path) -> No
     assert again.step == 2
 
 
+class Steep(ARObjective):
+    """From step 3 on a finite loss whose gradient is not: sqrt at 0."""
+
+    def loss(self, network, x_1, draws) -> StepResult:
+        value = super().loss(network, x_1, draws).loss
+        return StepResult(value + ((value - value.detach()).sqrt() if draws.step > 2 else 0.0), {})
+
+
+@pytest.mark.parametrize("steps", [3, 8])
+def test_a_gradient_that_is_not_finite_changes_no_weights(tmp_path, steps: int) -> None:
+    """Also in the last step, whose weights would be delivered; the loss itself is finite."""
+    config = TrainingConfig(**{**vars(CONFIG), "steps": steps})
+    said = (
+        rf"'toy' stopped at step 3 of {steps}: the norm of the gradient is (inf|nan), at a loss of \d.*after step 2 is"
+    )
+    with pytest.raises(FloatingPointError, match=said):
+        trainer(tmp_path, config, Steep(12)).train()
+    again, whole = trainer(tmp_path, config), trainer(config=config)
+    assert again.resume()
+    whole.train(until=2)
+    for name, tensor in whole.ema.state_dict().items():
+        assert torch.equal(tensor, again.ema.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("save_every_s", [0.0, 1e9])
+def test_weights_that_are_not_finite_are_neither_saved_nor_returned(tmp_path, monkeypatch, save_every_s: float) -> None:
+    """Loss and gradient of the only step are finite, its update is not."""
+    training = trainer(tmp_path, TrainingConfig(**{**vars(CONFIG), "steps": 1, "save_every_s": save_every_s}))
+    (weight, *_) = training.plain.parameters()
+    monkeypatch.setattr(training.optimizers[0], "step", lambda: weight.data.fill_(float("inf")))
+    with pytest.raises(FloatingPointError, match=r"step 1 of 1: the weights are not finite.*nothing was saved yet"):
+        training.train()
+    assert not (tmp_path / STATE_FILE).exists()
+
+
+class Unbounded(ARObjective):
+    """A validation without a finite value."""
+
+    def bound(self, network, x_1, draws) -> torch.Tensor:
+        return torch.full((x_1.shape[0],), float("inf"))
+
+
+@pytest.mark.parametrize("steps", [4, 8])
+def test_a_validation_that_is_not_finite_is_an_error(tmp_path, steps: int) -> None:
+    config = TrainingConfig(**{**vars(CONFIG), "steps": steps})
+    training = trainer(tmp_path, config, Unbounded(12))
+    with pytest.raises(FloatingPointError, match=rf"stopped at step 4 of {steps}: the validation is inf"):
+        training.train()
+    assert training.history == []
+
+
+def test_a_state_whose_weights_are_not_finite_is_put_aside(tmp_path) -> None:
+    broken = trainer(tmp_path)
+    with torch.no_grad():
+        next(broken.plain.parameters())[0, 0] = float("nan")
+    broken.save()
+    with pytest.warns(UserWarning, match="its weights are not finite"):
+        assert not trainer(tmp_path).resume()
+
+
+class Large(ARObjective):
+    """Training and validation that run out of memory with more than `most` windows at once."""
+
+    most = 1
+
+    def _check(self, x_1: torch.Tensor) -> None:
+        if x_1.shape[0] > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    def loss(self, network, x_1, draws) -> StepResult:
+        self._check(x_1)
+        return super().loss(network, x_1, draws)
+
+    def bound(self, network, x_1, draws) -> torch.Tensor:
+        self._check(x_1)
+        return super().bound(network, x_1, draws)
+
+
+@pytest.mark.usefixtures("in_fp32")
+def test_a_training_out_of_memory_goes_on_with_smaller_passes_and_reaches_the_same_network(monkeypatch) -> None:
+    whole = trainer()
+    whole.train()
+    monkeypatch.setattr(Large, "most", 2)
+    parts = trainer(objective=Large(12))
+    with pytest.warns(UserWarning, match="do not fit into the GPU's memory") as caught:
+        parts.train()
+    said = [str(warning.message) for warning in caught if "do not fit" in str(warning.message)]
+    assert len(said) == 2  # one for the steps, one for the validations
+    assert "'toy': 4 windows a pass" in said[0]
+    assert "goes on with 2, with the same random numbers" in said[0]
+    assert parts.flops == whole.flops  # what failed is not counted
+    assert parts.history[-1]["bound"] == pytest.approx(whole.history[-1]["bound"], rel=1e-5)
+    for name, tensor in whole.ema.state_dict().items():
+        torch.testing.assert_close(parts.ema.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_a_window_that_does_not_fit_into_memory_ends_the_training_with_what_to_set(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(Large, "most", 0)
+    with pytest.raises(MemoryError, match=r"'toy' stopped at step 1 of 8: one window does not fit.*\[network\]; the"):
+        trainer(tmp_path, objective=Large(12)).train()
+    assert trainer(tmp_path).resume()
+
+
+def test_several_processes_do_not_try_again_alone(monkeypatch) -> None:
+    training = trainer(objective=Large(12))
+    monkeypatch.setattr("accelerate.Accelerator.num_processes", property(lambda _: 2))
+    training.pass_windows = 2
+    with pytest.raises(MemoryError, match=r"2 windows a pass do not fit.*set micro_batch = 1"):
+        training.train()
+
+
 def test_learning_rate_warms_up_and_decays() -> None:
     rates = [learning_rate(step, 100, 10, 1.0) for step in range(1, 101)]
     assert rates[0] == pytest.approx(0.1)
@@ -177,8 +288,8 @@ def test_recipes_refuse_what_cannot_work() -> None:
     for change, words in [
         ({"source": "mask"}, "its teacher has"),
         ({"teacher": "nobody"}, "not an earlier stage"),
-        ({"training": {"stepz": 3}}, "unknown training settings"),
-        ({"shaping": {"candidates": 0}}, "at least 1"),
+        ({"training": {"stepz": 3}}, "unknown key of training 'stepz'"),
+        ({"shaping": {"candidates": 0}}, "candidates must be a whole number from 1 to 64, not 0"),
     ]:
         broken = json.loads(json.dumps(base))
         broken["stage"][-3].update(change)
