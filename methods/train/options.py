@@ -41,8 +41,9 @@ def number(low: float, high: float | None = None, without_low: bool = False, wit
     what = f"a number {'above' if without_low else 'of at least' if high is None else 'from'} {low:g}"
     if high is not None:
         what += f" {'and' if without_low else 'to'}{' below' if without_high else ''} {high:g}"
-    ends = {"gt" if without_low else "ge": low, "lt" if without_high else "le": high}
-    return Annotated[float, Field(**ends, description=what)]  # type: ignore[arg-type]
+    ge, gt = (None, low) if without_low else (low, None)
+    le, lt = (None, high) if without_high else (high, None)
+    return Annotated[float, Field(ge=ge, gt=gt, le=le, lt=lt, description=what)]
 
 
 def choice(values: Collection[str]) -> Any:
@@ -76,6 +77,8 @@ def _of(what: Any, allowed: Mapping[str, Any], without: Collection[str] = (), **
     return create_model(what.__name__, __base__=Table, **fields)
 
 
+_BELOW_ONE = number(0, 1, without_high=True)
+_TWO: Any = tuple.__class_getitem__((_BELOW_ONE, _BELOW_ONE))
 TRAINING = _of(
     TrainingConfig,
     {
@@ -86,13 +89,10 @@ TRAINING = _of(
         "final_lr": number(0, 1),
         "optimizer": choice(OPTIMIZERS),
         "embedding_lr": number(0),
-        "betas": Annotated[
-            tuple[number(0, 1, without_high=True), number(0, 1, without_high=True)],
-            Field(description="two numbers from 0 to below 1"),
-        ],
+        "betas": Annotated[_TWO, Field(description="two numbers from 0 to below 1")],
         "weight_decay": number(0),
         "clip": number(0, without_low=True),
-        "ema": number(0, 1, without_high=True),
+        "ema": _BELOW_ONE,
         "seed": ANY_WHOLE,
         "validate_every": whole(1),
         "save_every_s": number(0),
