@@ -351,7 +351,9 @@ def _method_cells(
             if reason := _too_few(cls, params, config.samples, str(spec)):
                 rejected.append(Rejected(replace(bare, source=source, weights=identity.weights), "skipped", reason))
                 continue
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever a plug-in raises
             if info.stored and isinstance(error, UsageError):  # a wrong line in a file of samples: told before any work
                 raise
             problem = error if isinstance(error, BenchError) else CheckpointError(f"{spec.name}: {one_line(error)}")

@@ -178,7 +178,9 @@ class Registry:
             try:
                 with contextlib.redirect_stdout(sys.stderr):
                     target = point.load()
-            except (Exception, SystemExit) as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # whatever a plug-in raises
                 raise PluginError(
                     f"{describe(entry)} cannot be imported from {entry.target}: {one_line(error)}"
                 ) from error
@@ -250,7 +252,9 @@ def _import_file(file: Path, index: int) -> Any:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what a module prints must not get into tables or JSON
             spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a plug-in raises
         del sys.modules[name]
         return PluginError(f"plug-in file {file} cannot be imported: {one_line(error)}")
     groups = [kind.upper() for kind in KINDS]

@@ -84,6 +84,7 @@ def test_built_ins_are_listed_first(index: Index) -> None:
         ("raise RuntimeError('no such luck')", "RuntimeError: no such luck"),
         ("import nowhere_to_be_found", "ModuleNotFoundError"),
         ("raise SystemExit(1)", "SystemExit"),
+        ("class Own(BaseException): pass\nraise Own('odd')", "Own: odd"),
         ("def broken(:", "SyntaxError"),
         ("x = 1", "Thing"),
         ("class Thing:\n    info = load = refuse = None", "lacks networks, sample"),
