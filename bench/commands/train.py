@@ -47,7 +47,7 @@ def train_command(
 ) -> int:
     """Train the networks of a scale.
 
-    Started by `accelerate launch` or torchrun it trains on all their processes; the first one reports.
+    Started by torchrun (or `accelerate launch`) it trains on all its processes; the first one reports.
 
     Args:
         scale: name of a recipe, or a TOML file.

@@ -69,6 +69,17 @@ def perform(job_file: str) -> dict[str, Any]:
     return result
 
 
+def take_part(job_file: str) -> dict[str, Any]:
+    """See `tsdfm_bench.launch.worker.follow`."""
+    from tsdfm_bench.launch.training import follow_stage_of
+
+    work = read_work(job_file)
+    check_versions(work)
+    if cwd := work.settings.get("cwd"):
+        os.chdir(cwd)
+    return follow_stage_of(work)
+
+
 def leave(job_file: str, result: Mapping[str, Any]) -> None:
     """Write the result file; a disk that is full has been said already."""
     try:

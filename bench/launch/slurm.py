@@ -50,6 +50,7 @@ class Slurm:
         """See `Launcher.sweep`."""
         from tsdfm_bench.launch.slurm_parts import SweepParts
 
+        self.slurm.check_sweep()
         Dispatcher(self.slurm, sweep.folder, SweepParts(sweep, job, self.slurm), self.settings.lease_s).run(reporter)
 
     def train(self, works: Sequence[Work], folder: Path, reporter: Reporter) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tsdfm_bench.launch.several import rank_of_this_node
 from tsdfm_bench.launch.slurm_queue import SlurmError, Task, outside_environment
 from tsdfm_bench.launch.work import Launch
 from tsdfm_bench.results.files import CorruptFile, json_hash, make_folder, read_json, write_json
@@ -53,16 +54,19 @@ class Errand:
 
     def __call__(self) -> dict[str, Any]:
         """Do the work; a small plain dictionary, which nobody needs: results are files."""
-        from tsdfm_bench.launch.worker import work
+        from tsdfm_bench.launch.worker import follow, work
 
+        first = rank_of_this_node() == 0
         requeue = signal.getsignal(signal.SIGUSR2)
         told: list[int] = []
         try:
             with _listening(told):
-                result = work(self.job_file)
+                result = work(self.job_file) if first else follow(self.job_file)
         except KeyboardInterrupt:
             result = {"state": "stopped"}
-            _leave(told, requeue)
+            _leave(told, requeue if first else None)
+            if not first:
+                return result  # the first node says what becomes of the job
         state = result.get("state")
         if state in ("error", "refused") or (Path(self.job_file).name.startswith("train-") and state != "done"):
             raise JobFailed(str(result.get("error") or state))  # Slurm is to know: others may wait for a success
@@ -233,6 +237,8 @@ def _sbatch(folder: Path, errands: Sequence[Errand], parameters: Mapping[str, An
         "comment": token,
         "stderr_to_stdout": True,
     }
+    if int(parameters.get("nodes", 1)) > 1:  # one task on each, and none outlives another
+        given |= {"ntasks_per_node": 1, "srun_args": [*parameters.get("srun_args", ()), "--kill-on-bad-exit=1"]}
     with _clean_environment(), contextlib.redirect_stderr(io.StringIO()):  # the error says the same
         try:
             executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=REQUEUES)

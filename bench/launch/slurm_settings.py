@@ -32,15 +32,14 @@ TEXTS = (
     *("partition", "account", "qos", "constraint", "gres", "mem", "mem_per_cpu", "mem_per_gpu", "nodelist", "exclude"),
     *("mail_type", "mail_user", "comment", "wckey", "dependency"),
 )
-COUNTS = ("cpus_per_task", "cpus_per_gpu", "gpus_per_node", "gpus_per_task", "array_parallelism")
+COUNTS = ("nodes", "cpus_per_task", "cpus_per_gpu", "gpus_per_node", "gpus_per_task", "array_parallelism")
 LISTS = ("setup", "teardown", "srun_args")
 RESERVED = {
     "dependency": "the launcher's own: scores wait for their samples",
     "comment": "the launcher's own: it finds its jobs by it",
     "job_name": "the launcher's own: it finds its jobs by it",
     "use_srun": "needed: without srun a job does not get the signal before its end",
-    "ntasks_per_node": "a job is one process; a training starts one for each GPU itself",
-    "nodes": "a job runs on one node; many nodes run many jobs",
+    "ntasks_per_node": "a job is one process on each node; a training starts one for each GPU itself",
 }
 OWN = ("pack", "poll", "tries", "detach")
 OVERRIDES = ("methods", "scorers", "stages")
@@ -70,6 +69,14 @@ class SlurmSettings:
     def of(self, kind: str, name: str) -> dict[str, Any]:
         """The sbatch parameters of the jobs of a method, a scorer or a stage (`kind`: one of `OVERRIDES`)."""
         return {**self.parameters, **self.overrides.get(kind, {}).get(name, {})}
+
+    def check_sweep(self) -> None:
+        """Raise UsageError if a job of a sweep is to have several nodes, which it could not use."""
+        named = [table for kind in ("methods", "scorers") for table in self.overrides.get(kind, {}).values()]
+        if (asked := max(int(table.get("nodes", 1)) for table in (self.parameters, *named))) > 1:
+            raise UsageError(
+                f"slurm: nodes = {asked} is for trainings; a job of a sweep runs on one node, many nodes run many jobs"
+            )
 
 
 def check_launcher(name: object) -> None:

@@ -1,4 +1,4 @@
-"""A training on Slurm: one job a stage, after the jobs of the stages that it needs (`afterok`), on one node each.
+"""A training on Slurm: one job a stage, after the jobs of the stages that it needs (`afterok`), on a node or several.
 
 A stage is done when its checkpoint is there; what a job that was preempted or killed had trained is in its saved state,
 and its next life, or the next job, goes on from there bit for bit. If a teacher is lost, the jobs that waited for it
@@ -68,14 +68,15 @@ class TrainParts(Parts):
             return 0.0
 
     def works(self, parts: Sequence[Part], parameters: Mapping[str, Any], first: int) -> list[tuple[Work, list[Part]]]:
-        """See `Parts.works`; a job trains one stage on all GPUs that it asks for."""
+        """See `Parts.works`; a job trains one stage on all nodes and GPUs that it asks for."""
         gpus = int(parameters.get("gpus_per_node", parameters.get("gpus_per_task", 0)))
         found = []
         for part in parts:
             work = self.all[part.key]
             threads = parameters.get("cpus_per_task") or work.settings.get("threads") or DEFAULT_THREADS
             settings = {**work.settings, "threads": int(threads)}
-            resources = {**work.resources, "gpus": gpus, "cpus": int(threads)}
+            nodes = int(parameters.get("nodes", 1))
+            resources = {**work.resources, "gpus": gpus, "nodes": nodes, "cpus": int(threads)}
             found.append((replace(work, settings=settings, resources=resources), [part]))
         return found
 

@@ -4,14 +4,11 @@ A stage is trained by one worker at a time: it holds the lease `train-<stage>` i
 it whenever the trainer reports, and stops if another process has taken over. What is trained already is not trained
 again, and a stage that was stopped goes on from its saved state, bit for bit (`tsdfm_bench.methods.train`).
 
-With several GPUs for one job, the worker starts `accelerate launch` on them and waits.
+With several GPUs or nodes for one job, the worker starts a process for each and waits (`tsdfm_bench.launch.several`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tsdfm_bench.errors import CompassError
 from tsdfm_bench.launch.leases import Holder, Lease, Leases, workers
 from tsdfm_bench.launch.settings import DEFAULT_LEASE_S
+from tsdfm_bench.launch.several import ProcessesFailed, dismiss, follow, lead, processes_of
 from tsdfm_bench.launch.work import Work
 from tsdfm_bench.results.store import RunFolder
 from tsdfm_bench.spec import parse_spec
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "config.json"
 STATE, STATE_FILE = ".state", "state.safetensors"  # of a training that is not done
-POLITE_S = 20.0
 
 
 class TrainFolder(RunFolder):
@@ -123,18 +120,29 @@ def train_stage_of(work: Work, reporter: Reporter) -> dict[str, Any]:
     lease = leases.take(name, doing=work.title, job=work.name)
     while isinstance(lease, Holder):
         if leases.alive(lease):
+            dismiss(work)
             return {"state": "busy", "units": 1, "done": 0, "busy": [name]}
         leases_wait(leases)
         lease = leases.take(name, doing=work.title, job=work.name)
     if lease.taken_over is not None:
         reporter.note(f"Took over the training of {stage} from {lease.taken_over}; it goes on from its saved state.")
-    with lease:
-        if int(work.resources.get("gpus", 0)) > 1:
-            _on_several(work, lease)
-        else:
-            _here(work, reporter, lease)
-    leases.close()
+    try:
+        with lease:
+            if processes_of(work) > 1 or int(work.resources.get("nodes", 1)) > 1:
+                lead(work, lease.check)
+            else:
+                _here(work, reporter, lease)
+    except ProcessesFailed as error:
+        return {"state": "failed", "units": 1, "done": 0, "error": str(error)}
+    finally:
+        leases.close()
     return {"state": "done", "units": 1, "done": 1}
+
+
+def follow_stage_of(work: Work) -> dict[str, Any]:
+    """Train the stage of a work with the first node of its job, which holds the lease; as `train_stage_of`."""
+    done = follow(work)
+    return {"state": "done", "units": 1, "done": int(done)}
 
 
 def leases_wait(leases: Leases) -> None:
@@ -181,39 +189,3 @@ def _reporting(phase: Phase, lease: Lease) -> Any:
         phase.doing(f"{progress.name}: {progress.tokens_per_s:,.0f} tokens/s  {shown}")
 
     return report
-
-
-def accelerate_command(work: Work) -> list[str]:
-    """The command that trains the stage of a work on all GPUs of its job."""
-    stage = work.stage
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(work.resources["gpus"])]
-    command += ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["-m", "tsdfm_bench", "train", str(stage["scale"]), "--only", str(stage["stage"]), "--out", work.folder]
-    return command + (["--task", str(stage["task"])] if stage.get("task") else [])
-
-
-def _on_several(work: Work, lease: Lease) -> None:
-    """Train on several GPUs. Whatever ends this process ends those: politely, so that accelerate ends its own.
-
-    Raises:
-        RuntimeError: that failed (the log says why).
-        LeaseLost: another process has taken over.
-    """
-    process = subprocess.Popen(accelerate_command(work))
-    try:
-        while process.poll() is None:
-            lease.check()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(1.0)
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(POLITE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-    if process.returncode:
-        raise RuntimeError(
-            f"training {work.stage['stage']} with accelerate ended with exit code {process.returncode}; see the log"
-        )

@@ -46,6 +46,18 @@ def work(job_file: str) -> dict[str, Any]:
     return perform(job_file)
 
 
+def follow(job_file: str) -> dict[str, Any]:
+    """The share that the other nodes of a job of several have in its work; the first node leaves the result file.
+
+    Raises:
+        BenchError: it failed here.
+        KeyboardInterrupt: it was stopped.
+    """
+    from tsdfm_bench.launch.duty import take_part
+
+    return take_part(job_file)
+
+
 def serve() -> int:
     """Do the jobs that are named on stdin, in order; 0 at its end."""
     todo: queue.Queue[str | None] = queue.Queue()

@@ -1,4 +1,4 @@
-"""A real Slurm cluster of one node on the loopback interface, for the tests marked `slurm`.
+"""A real Slurm cluster on the loopback interface, for the tests marked `slurm`.
 
 It needs root and Debian's Slurm packages. `TSDFM_BENCH_SLURM=install`, which `.ci/run` sets, lets the fixture install
 them; otherwise only a machine that has them runs these tests. They are skipped, with the reason, where that fails.
@@ -57,7 +57,11 @@ class Cluster:
         """Bring the node back into service; one that has come back by itself needs nothing."""
         subprocess.run(["scontrol", "update", "nodename=node0", "state=resume"], capture_output=True, timeout=60)
         end = time.monotonic() + 60
-        while not self.slurm("sinfo", "--noheader", "--format=%T").strip().startswith(("idle", "mixed", "allocated")):
+        while (
+            not self.slurm("sinfo", "--noheader", "--nodes=node0", "--format=%T")
+            .strip()
+            .startswith(("idle", "mixed", "allocated"))
+        ):
             assert time.monotonic() < end, self.slurm("sinfo")
             time.sleep(0.2)
 
@@ -100,7 +104,7 @@ def cluster() -> Iterator[Cluster]:
     if shutil.which("munged", path=f"{os.environ['PATH']}:/usr/sbin") is None and not _may_install():
         pytest.skip("no Slurm here: apt-get install munge slurmctld slurmd slurm-client, or TSDFM_BENCH_SLURM=install")
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # a short path: sockets lie in it
-    options = ["--cpus", str(CPUS), "--max-array", str(LARGEST_ARRAY)]
+    options = ["--cpus", str(CPUS), "--max-array", str(LARGEST_ARRAY), "--second-node"]
     try:
         start = [str(START), str(folder), *options, *([] if _may_install() else ["--no-install"])]
         started = subprocess.run(start, capture_output=True, text=True, timeout=400)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Start a real one-node Slurm cluster on the loopback interface, for tests.
+# Start a real Slurm cluster of one node, or two, on the loopback interface, for tests.
 #
 #   start-local-slurm.sh [DIR] [--cpus N] [--gpus N] [--accounting] [--no-install]
+#                        [--second-node]
 #
 #   DIR            where the whole cluster lives: config, keys, state, spool,
 #                  logs, pid files.  Default: ${TMPDIR:-/tmp}/local-slurm.
@@ -10,6 +11,8 @@
 #   --gpus N       announce N pretend GPUs, so that a job asking for
 #                  gpus_per_node=1 can be scheduled.  No device is behind them.
 #   --max-array N  MaxArraySize (default 10001): how many elements a job array may have.
+#   --second-node  also start node1, on this machine like node0; jobs reach it only
+#                  through the partition "pair", which holds both nodes.
 #   --accounting   also run slurmdbd on a private MariaDB, so that the real
 #                  `sacct` answers.  Without it, DIR/bin/sacct is a small
 #                  stand-in that answers from `scontrol`.  (slurmdbd has no
@@ -33,12 +36,14 @@ cpus=$(nproc)
 gpus=0
 accounting=no
 install=yes
+nodes=(node0)
 max_array=10001
 while [ $# -gt 0 ]; do
     case $1 in
         --cpus) cpus=${2:?--cpus needs a number}; shift ;;
         --gpus) gpus=${2:?--gpus needs a number}; shift ;;
         --max-array) max_array=${2:?--max-array needs a number}; shift ;;
+        --second-node) nodes=(node0 node1) ;;
         --accounting) accounting=yes ;;
         --no-install) install=no ;;
         -h|--help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;;
@@ -102,14 +107,18 @@ ours() {
     [ -s "$1" ] && cat "/proc/$(cat "$1")/cmdline" "/proc/$(cat "$1")/environ" 2>/dev/null | grep -qaF -- "$dir/"
 }
 failed() { tail -n 15 "$dir/log/$1".* >&2 || true; die "$1 did not come up (log above)"; }
-up() { sinfo --noheader --format=%T 2>/dev/null | grep -qE '^(idle|mixed|allocated|completing)'; }
+up() {   # every node
+    [ "$(sinfo --noheader --Node --format='%N %T' 2>/dev/null | grep -E ' (idle|mixed|allocated|completing)' \
+        | cut -d' ' -f1 | sort -u | wc -l)" = ${#nodes[@]} ]
+}
+all_ours() { local node; for node in "${nodes[@]}"; do ours "$dir/run/slurmd-$node.pid" || return 1; done; }
 
-if ours "$dir/run/munged.pid" && ours "$dir/run/slurmctld.pid" && ours "$dir/run/slurmd.pid" && up; then
+if ours "$dir/run/munged.pid" && ours "$dir/run/slurmctld.pid" && all_ours && up; then
     say "already running; . $dir/env.sh"
     exit 0
 fi
 
-# Two free loopback ports for the daemons (three with accounting), kept over restarts.
+# Three free loopback ports for the daemons (four with accounting), kept over restarts.
 free_port() {
     local p
     for p in $(seq "$1" $(($1 + 200))); do
@@ -120,8 +129,9 @@ free_port() {
 if [ ! -s "$dir/etc/ports" ]; then
     ctld_port=$(free_port 26817)
     slurmd_port=$(free_port $((ctld_port + 1)))
-    dbd_port=$(free_port $((slurmd_port + 1)))
-    echo "ctld_port=$ctld_port slurmd_port=$slurmd_port dbd_port=$dbd_port" > "$dir/etc/ports"
+    second_port=$(free_port $((slurmd_port + 1)))
+    dbd_port=$(free_port $((second_port + 1)))
+    echo "ctld_port=$ctld_port slurmd_port=$slurmd_port second_port=$second_port dbd_port=$dbd_port" > "$dir/etc/ports"
 fi
 # shellcheck disable=SC1091  # written just above
 . "$dir/etc/ports"
@@ -175,11 +185,11 @@ AuthType=auth/munge
 AuthInfo=socket=$dir/run/munge.sock,cred_expire=5
 CredType=cred/munge
 StateSaveLocation=$dir/state
-SlurmdSpoolDir=$dir/spool
+SlurmdSpoolDir=$dir/spool/%n
 SlurmctldPidFile=$dir/run/slurmctld.pid
-SlurmdPidFile=$dir/run/slurmd.pid
+SlurmdPidFile=$dir/run/slurmd-%n.pid
 SlurmctldLogFile=$dir/log/slurmctld.log
-SlurmdLogFile=$dir/log/slurmd.log
+SlurmdLogFile=$dir/log/slurmd-%n.log
 # No cgroups, no CPU binding, no kernel features a container may lack.
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -216,6 +226,12 @@ PartitionName=main Nodes=node0 Default=YES MaxTime=INFINITE State=UP PriorityTie
 PartitionName=spot Nodes=node0 MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=0
 PartitionName=high Nodes=node0 MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=off
 CONF
+if [ ${#nodes[@]} -gt 1 ]; then
+    cat >> "$SLURM_CONF" <<CONF
+NodeName=node1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$second_port CPUs=$cpus RealMemory=$mem_mb State=UNKNOWN
+PartitionName=pair Nodes=node0,node1 MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=20
+CONF
+fi
 : > "$dir/etc/cgroup.conf"
 
 # --------------------------------------------------------------- env.sh ----
@@ -307,10 +323,12 @@ fi
 for _ in $(seq 100); do answers && break; sleep 0.1; done
 answers || failed slurmctld
 
-if ! ours "$dir/run/slurmd.pid"; then
-    slurmd -f "$SLURM_CONF" -N node0 2>"$dir/log/slurmd.stderr" || failed slurmd
-fi
+for node in "${nodes[@]}"; do
+    ours "$dir/run/slurmd-$node.pid" && continue
+    mkdir -p "$dir/spool/$node"
+    slurmd -f "$SLURM_CONF" -N "$node" 2>"$dir/log/slurmd-$node.stderr" || failed "slurmd-$node"
+done
 for _ in $(seq 150); do up && break; sleep 0.1; done
-up || failed slurmd
+up || failed slurmd-node0
 
-say "up: $cpus cpus, $gpus pretend gpus, accounting=$accounting; . $dir/env.sh"
+say "up: ${#nodes[@]} node(s) of $cpus cpus, $gpus pretend gpus, accounting=$accounting; . $dir/env.sh"

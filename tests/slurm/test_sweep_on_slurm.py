@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tsdfm_bench.cli import app
@@ -380,3 +381,44 @@ def test_a_training_is_killed_and_goes_on(site: Site) -> None:
     for stage in ("teacher", "student"):
         ours, theirs = (site.folder / where / stage / "model.safetensors" for where in ("trained", "inline"))
         assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_training_on_two_nodes_loses_one_and_goes_on(site: Site) -> None:
+    """The nodes train as one process would; when one is lost none waits for it, and a new job resumes the state."""
+    recipe = site.folder / "toy.toml"
+    recipe.write_text(RECIPE.replace("steps = 700", "steps = 100"))
+    train = ["train", str(recipe), "--threads", "1", "--out"]
+    keys = "partition=pair,nodes=2,time=30,poll=1,cpus_per_task=1"
+    trained = site.folder / "trained"
+    launcher = site.spawn([*train, str(trained), "--launcher", "slurm", "--slurm", keys, "--lease", "3"])
+    state = trained / ".state" / "teacher" / "state.safetensors"
+    site.until(state.exists, launcher)
+    lost = [pid for pid in processes(str(trained)) if environment(pid).get("RANK") == "1"]
+    for pid in lost:
+        os.kill(pid, signal.SIGKILL)
+    assert lost
+    said = site.end(launcher)
+    assert "Jobs ended early (failed)" in said
+    assert CliRunner().invoke(app, [*train, str(site.folder / "inline")]).exit_code == 0
+    for stage in ("teacher", "student"):
+        ours, theirs = (load_file(site.folder / where / stage / "model.safetensors") for where in ("trained", "inline"))
+        for name, tensor in theirs.items():  # gradients are added in another order
+            np.testing.assert_allclose(ours[name].float(), tensor.float(), rtol=0.02, atol=0.02)
+
+
+def processes(folder: str) -> list[int]:
+    """Ids of the processes that name a folder in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if folder in path.read_text().split("\0"):
+                found.append(int(path.parent.name))
+    return found
+
+
+def environment(pid: int) -> dict[str, str]:
+    """Environment of a process; empty if it has ended."""
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{pid}/environ").read_text().split("\0")
+        return dict(line.split("=", 1) for line in lines if "=" in line)
+    return {}

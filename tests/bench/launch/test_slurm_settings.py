@@ -86,7 +86,8 @@ def test_overrides_by_method_and_scorer() -> None:
         ({"methods": {"ar": {"tim": 3}}}, "'methods.ar: tim'; did you mean 'time'"),
         ({"dependency": "afterok:1"}, "launcher's own"),
         ({"use_srun": "false"}, "signal"),
-        ({"nodes": 2}, "a job runs on one node"),
+        ({"ntasks_per_node": 2}, "one process on each node"),
+        ({"nodes": 0}, "at least 1"),
         ({"stages.ts-dfm.tim": "3"}, "'stages.ts-dfm: tim'; did you mean 'time'"),
         ({"stages.ts-dfm": "3"}, "unknown key 'stages.ts_dfm'"),
         ({"gpus_per_node": "many"}, "not a whole number"),
@@ -124,3 +125,11 @@ def test_one_method_from_the_command_line() -> None:
     assert settings.of("methods", "ar") == {"time": 120, "constraint": "a100"}
     assert settings.of("scorers", "hf:a/b-1.5") == {"time": 30, "mem": "40G"}
     assert settings.of("methods", "mdlm") == {"time": 30}
+
+
+@pytest.mark.parametrize("table", [{"nodes": 3}, {"nodes": 2, "methods.ar.nodes": 3}, {"scorers.smollm2.nodes": 3}])
+def test_nodes_are_for_trainings(table: dict[str, object]) -> None:
+    """A job of a sweep could not use a second node."""
+    with pytest.raises(UsageError, match="nodes = 3 is for trainings"):
+        slurm_settings(table).check_sweep()
+    slurm_settings({"nodes": 1, "stages.tsdfm.nodes": 3}).check_sweep()
