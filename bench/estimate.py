@@ -326,7 +326,9 @@ class Estimator:
         """Measure and keep; what goes wrong will be reported by the run itself."""
         try:
             rate = measure()
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever a plug-in raises
             first = next(iter(str(error).splitlines()), "").removesuffix("Tried:").strip() or type(error).__name__
             self.notes.append(f"{who} could not be timed: {first}")
             return None

@@ -124,7 +124,9 @@ def _find(spec: Spec, registry: Registry, options: Mapping[str, object]) -> Gaug
         return Gauge(spec, metric, frozenset(cls.info.needs), code)
     except UsageError:
         raise
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a plug-in raises
         return Gauge(
             spec, broken=str(error) if isinstance(error, BenchError) else f"metric '{spec}': {one_line(error)}"
         )
@@ -199,7 +201,9 @@ class Measurer:
                     except CorruptFile as error:
                         self._damaged(error)
                         result[cell.id].failures[str(gauge.spec)] = str(error)
-                    except (Exception, SystemExit) as error:
+                    except KeyboardInterrupt:
+                        raise
+                    except BaseException as error:  # whatever a plug-in raises
                         text = str(error) if isinstance(error, BenchError) else one_line(error)
                         result[cell.id].failures[str(gauge.spec)] = f"metric '{gauge.spec}' failed: {text}"
                     else:

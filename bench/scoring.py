@@ -148,7 +148,9 @@ def _blamed(judge: Judge) -> Iterator[None]:
         raise
     except AssetError as error:
         judge.unavailable = str(error)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a plug-in raises
         judge.broken = str(error) if isinstance(error, BenchError) else f"scorer '{judge.name}': {one_line(error)}"
 
 
@@ -270,7 +272,9 @@ def _score_unit(cell: Cell, judge: Judge, scorer: Scorer, job: Job, phase: Phase
                 record_score_failure(job, judge.name, judge.spec.name, cell.id, error)
             except StoreError:
                 raise
-            except (Exception, SystemExit) as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # whatever a plug-in raises
                 record_score_failure(job, judge.name, judge.spec.name, cell.id, error)
     left.drop()
     return True

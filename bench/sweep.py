@@ -93,7 +93,9 @@ def load_task(spec: Spec, registry: Registry) -> Task:
         task: Task = cls.load(spec.params())
     except BenchError:
         raise
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a plug-in raises
         raise PluginError(f"task '{spec}' cannot be loaded: {one_line(error)}") from error
     check_info(entry, getattr(task, "info", None))
     return task

@@ -79,7 +79,9 @@ def record_traces(folder: RunFolder, count: int, plugins: list[Path], device: st
             _record(loaded[1], cell, job, min(count, job.batch_size))
         except BenchError as error:
             notes.setdefault(str(error), []).append(cell.describe())
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever a plug-in raises
             notes.setdefault(one_line(error), []).append(cell.describe())
     return [f"No trace of {', '.join(names)}: {reason}." for reason, names in notes.items()]
 

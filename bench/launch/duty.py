@@ -58,7 +58,7 @@ def perform(job_file: str) -> dict[str, Any]:
         raise
     except (BenchError, StoreError) as error:
         result["error"] = str(error)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # whatever a plug-in raises
         lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
         result["error"] = "\n".join(lines[-ERROR_LINES:])
     finally:
@@ -175,7 +175,9 @@ def _sample(work: Work, reporter: FileReporter) -> dict[str, Any]:
         cell = cell_of(unit)
         try:
             planned[cell.id] = _planned(unit, job)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever a plug-in raises
             record_failure(job, cell, error)
             failed[unit_name(cell.id, int(unit["shard"]))] = str(error)
             continue

@@ -152,6 +152,30 @@ def test_whatever_a_method_raises_is_a_failure_of_its_cell(here: Here, tmp_path:
     assert told == {"CancelledError", "GeneratorExit", "Own"}
 
 
+JUDGES = {
+    "scorer's load": ('log("load toy")', "scorers", "mine"),
+    "scorer's score": ('raise ValueError("no opinion")', "scorers", "odd"),
+    "metric's compute": ('raise ZeroDivisionError("division by zero")', "metrics", "wrong"),
+}
+
+
+@pytest.mark.parametrize("where", JUDGES)
+def test_whatever_a_judge_raises_costs_its_own_numbers_only(here: Here, tmp_path: Path, where: str) -> None:
+    """As above: the other judge's numbers are there, and the command says what is missing and why."""
+    line, kind, name = JUDGES[where]
+    plugin = tmp_path / "mine.py"
+    body = here.fakes.read_text().split("METHODS = {")[0].replace(line, 'raise GeneratorExit("odd")')
+    body = body.replace('"toy"', '"mine"').replace('"failing"', '"wrong"')
+    plugin.write_text(f'{body}SCORERS = {{"mine": Toy, "odd": Broken}}\nMETRICS = {{"wrong": Failing}}\n')
+    given = {"scorers": "toy", "metrics": "letters"}
+    given[kind] += f",{name}"
+    result = here.run("--plugin", str(plugin), **given)
+    assert result.exit_code == 1
+    assert "GeneratorExit: odd" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert here.summary().query("metric == 'gen_ppl/pooled' and scorer == 'toy'")["value"].notna().all()
+
+
 def test_of_a_message_of_several_lines_all_are_told() -> None:
     """As torch words what does not fit: a first line that says little, then what is wrong."""
     try:

@@ -57,11 +57,8 @@ class Cluster:
         """Bring the node back into service; one that has come back by itself needs nothing."""
         subprocess.run(["scontrol", "update", "nodename=node0", "state=resume"], capture_output=True, timeout=60)
         end = time.monotonic() + 60
-        while (
-            not self.slurm("sinfo", "--noheader", "--nodes=node0", "--format=%T")
-            .strip()
-            .startswith(("idle", "mixed", "allocated"))
-        ):
+        asked = ("sinfo", "--noheader", "--nodes=node0", "--format=%T")
+        while not self.slurm(*asked).strip().startswith(("idle", "mixed", "allocated")):
             assert time.monotonic() < end, self.slurm("sinfo")
             time.sleep(0.2)
 
