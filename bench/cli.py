@@ -260,7 +260,7 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
     given["plugins"] = given.pop("plugin", None) or None
     for switch in ("retry_failed", "detach"):
         given[switch] = given.pop(switch, None) or None
-    for other in ("config", "json", "budget", "trim", "timing"):
+    for other in ("config", "json", "budget", "trim", "timing", "recipe"):
         given.pop(other, None)
     return given
 
@@ -360,15 +360,21 @@ def plan(
     plugin: Plugin = None,
     budget: Budget = None,
     trim: Trim = False,
+    recipe: Annotated[
+        Text,
+        typer.Option("--recipe", metavar="SCALE", help="Plan a training instead: what `train SCALE` needs, by network."),
+    ] = None,
     timing: Annotated[
         bool, typer.Option("--timing/--no-timing", help="Time a few calls of networks that were never timed.")
     ] = True,
     json: Json = False,
 ) -> None:
-    """Show what `run` with the same options would do: cells, work, time, disk, what is already there."""
+    """Show what `run` with the same options would do: cells, work, time, memory, disk, what is already there."""
     given = _given(locals())
-    from tsdfm_bench.commands.plan import plan_command
+    from tsdfm_bench.commands.plan import plan_command, plan_training
 
+    if recipe is not None:
+        _leave(lambda: plan_training(recipe, {**given, "config": config, "budget": budget}, json))
     _leave(lambda: plan_command(given, config, json, budget, trim, timing))
 
 

@@ -11,6 +11,7 @@ from tsdfm_bench.budget import about, check_budget, parse_budget, trim
 from tsdfm_bench.commands.state import CellReport, report_cells
 from tsdfm_bench.config import make_config
 from tsdfm_bench.console import Reporter, stdout_console
+from tsdfm_bench.errors import UsageError
 from tsdfm_bench.estimate import Estimate, Estimator
 from tsdfm_bench.sweep import Sweep, make_job, plan_json, prepare
 
@@ -59,6 +60,25 @@ def plan_command(
         return 0
     _print(sweep, reports, todo, calls, estimate)
     return 0
+
+
+def plan_training(recipe: str, given: Mapping[str, Any], as_json: bool) -> int:
+    """Print what a training needs: parameters, operations, hours and memory of each network.
+
+    Args:
+        recipe: its name, or a TOML file.
+        given: options of a sweep; only a task goes with a recipe.
+        as_json: print JSON.
+
+    Raises:
+        UsageError: there is no such recipe, or options of a sweep were given.
+    """
+    from tsdfm_bench.commands.train import train_command
+
+    if other := sorted(name for name, value in given.items() if value is not None and name != "task"):
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in other)
+        raise UsageError(f"--recipe plans a training, {options} belongs to a run: plan them one after the other")
+    return train_command(recipe, None, None, None, None, given.get("task"), dry_run=True, as_json=as_json)
 
 
 def within_budget(sweep: Sweep, estimate: Estimate, limit_s: float, trimmed: bool) -> Sweep:

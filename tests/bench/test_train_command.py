@@ -43,6 +43,21 @@ def test_a_small_recipe_is_trained_once(here: Here) -> None:
     assert "mdlm: trained already" in here.cli(*GIVEN).stderr
 
 
+def test_a_training_is_planned(here: Here) -> None:
+    """What it needs of memory and operations, as `train --dry-run` says it; nothing is trained."""
+    (here.folder / "toy.toml").write_text(RECIPE.format(steps=6))
+    shown = here.cli("plan", "--recipe", "toy.toml", "--json")
+    assert shown.exit_code == 0, shown.stderr
+    (stage,) = json.loads(shown.stdout)
+    assert (stage["name"], stage["steps"]) == ("mdlm", 6)
+    assert stage["memory_bytes"] > 16 * stage["parameters"]
+    assert stage["flops"] > 0
+    assert not (here.folder / "runs").exists()
+    refused = here.cli("plan", "--recipe", "toy.toml", "--steps", "8")
+    assert refused.exit_code == 2
+    assert "--steps belongs to a run" in refused.stderr
+
+
 def test_what_was_trained_by_other_settings_is_not_taken_for_the_recipes(here: Here) -> None:
     recipe = here.folder / "toy.toml"
     recipe.write_text(RECIPE.format(steps=6))
