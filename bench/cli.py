@@ -362,7 +362,7 @@ def plan(
     trim: Trim = False,
     recipe: Annotated[
         Text,
-        typer.Option("--recipe", metavar="SCALE", help="Plan a training instead: what `train SCALE` needs, by network."),
+        typer.Option("--recipe", metavar="SCALE", help="Plan a training instead: what `train SCALE` needs."),
     ] = None,
     timing: Annotated[
         bool, typer.Option("--timing/--no-timing", help="Time a few calls of networks that were never timed.")
