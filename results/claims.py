@@ -152,6 +152,8 @@ class _Test:
         if group is not None and group[-1]:
             where["prefix"] = selection.where.get("prefix", group[-1])
         found = self.evidence.find({**where, "options": selection.options or {}}, group)
+        if "checkpoint" not in selection.where:  # a sampler that is fed the true law is no generator
+            found = [cell for cell in found if not cell.is_oracle]
         if selection.options is None and "label" not in selection.where:
             # A checkpoint whose training is known is no option: what it is, its variant says.
             plain = [cell for cell in found if not cell.options]
@@ -207,10 +209,9 @@ class _Test:
                 if instances[i].status == "contradicted":
                     again = self._instance(where, cells, level)
                     if again.status != "contradicted":
-                        reason = (
-                            f"{instances[i].reason}; not so at {100 * level:.4g} %, corrected for {count} instances"
-                        )
-                        instances[i] = replace(instances[i], status="not separable", reason=reason)
+                        corrected = f"not so at {100 * level:.4g} %, corrected for {count} instances"
+                        because = again.reason if again.status == "not testable" else instances[i].reason
+                        instances[i] = replace(instances[i], status=again.status, reason=f"{because}; {corrected}")
         status, reason = self._together(instances, missing)
         claim = self.claim
         return Verdict(

@@ -142,9 +142,10 @@ class Rows:
         return np.full(1 + RESAMPLES, float(value))  # type: ignore[arg-type]
 
     def _training(self, cell: EvidenceCell, name: str) -> np.ndarray:
-        fitting = [
+        costs = self.evidence.costs.costs
+        fitting = [cost for cost in costs if cost.weights and cost.weights == cell.first["weights"]] or [
             cost
-            for cost in self.evidence.costs.costs
+            for cost in costs
             if cost.method == cell.first["method"]
             and cost.source in ("", cell.first["source"])
             and cost.scale in ("", cell.first["task"])

@@ -63,6 +63,9 @@ def finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
+COST_UNITS = ("calls", "s", "1/s", "bytes")
+
+
 class CellRows:
     """The rows of one cell of a summary.
 
@@ -90,9 +93,16 @@ class CellRows:
         return bool(self.first["kind"] == "reference" and self.first["method"] == "real")
 
     @property
+    def is_oracle(self) -> bool:
+        """Whether a sampler made it that was fed the task's exact predictions: no network, no generator."""
+        return bool(self.first["checkpoint"] == "oracle")
+
+    @property
     def n(self) -> int | None:
-        """The largest number of sequences behind any of its values."""
-        return max((row["n"] for row in self.rows.values() if row["n"] is not None), default=None)
+        """The largest number of sequences behind any of its values, costs last: those count every batch ever made."""
+        counted = [row for row in self.rows.values() if row["n"] is not None]
+        of_samples = [row for row in counted if row["unit"] not in COST_UNITS]
+        return max((row["n"] for row in of_samples or counted), default=None)
 
     @property
     def scorers(self) -> set[str]:

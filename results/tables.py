@@ -292,8 +292,11 @@ class _Builder:
         """Footnotes: what each number is, then what all rows share."""
         notes = []
         if any("±" in value.text for cell in self.done for value in self.values(cell).values()):
+            mauve = any(column.role == "mauve" for column, _, _ in self.measured)
             notes.append(
-                "± is half the width of the 95 % interval over sequences; the CSV and JSON forms have both ends."
+                "± is half the width of the 95 % interval over sequences"
+                + (" (of MAUVE: of its range over k-means seeds)" if mauve else "")
+                + "; the CSV and JSON forms have both ends."
             )
         said: dict[str, list[str]] = {}
         for column, metric, scorer in self.measured:

@@ -108,6 +108,7 @@ class Cost(_Entry):
         seconds_per_step: wall-clock seconds of measured steps, warm-up left out.
         flops_per_step: floating-point operations of one step, forward and backward; None if not counted.
         batch: sequences per step.
+        weights: hash of the network that these steps trained; "" if it is not kept.
         settings, scale, source, device, threads, peak_memory_bytes, steps: circumstances.
     """
 
@@ -115,6 +116,7 @@ class Cost(_Entry):
     method: str
     scale: str
     source: str = ""
+    weights: str = ""
     seconds_per_step: list[float] = Field(min_length=1)
     flops_per_step: float | None = Field(default=None, gt=0)
     batch: int = Field(ge=1)

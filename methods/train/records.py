@@ -86,11 +86,11 @@ def write_records(recipe: Recipe, folder: Path) -> None:
         if stage.kind not in STUDENTS or not (folder / stage.name / CONFIG_FILE).is_file():
             continue
         found = checkpoints.Checkpoint(folder / stage.name, stage.name, stage.kind, stage.source or None)
-        settings = settings_of(stage)
+        settings, weights = settings_of(stage), checkpoints.identify(found).weights
         variants.append(
             {
                 "name": stage.variant or stage.name,
-                "weights": checkpoints.identify(found).weights,
+                "weights": weights,
                 "method": stage.kind,
                 "training_seed": recipe.training_of(stage).seed,
                 "settings": settings,
@@ -103,6 +103,7 @@ def write_records(recipe: Recipe, folder: Path) -> None:
         if path.is_file():
             cost = json.loads(path.read_text(encoding="utf-8"))
             named = {"name": stage.name, "method": stage.kind, "scale": recipe.scale, "source": stage.source}
+            named["weights"] = weights
             costs.append({**named, "settings": settings, **cost})
     if variants:
         _write(folder / VARIANTS_FILE, {"format": 1, "variants": variants})

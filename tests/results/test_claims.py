@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,50 @@ def test_guard_of_equal_entropy(tmp_path: Path) -> None:
     )
     assert verdict.status == "not testable"
     assert "too low (entropy of student 3.000, entropy of teacher 3.900)" in verdict.reason
+
+
+def test_a_guard_also_holds_where_the_correction_takes_a_contradiction_back(tmp_path: Path) -> None:
+    """29.8 % in four sources: contradicted alone, not so at the corrected level, and the guard fails either way."""
+    sources = ("uniform", "mask", "c", "d")
+    cells = [[cell("tsdfm", 70.2, 2.0, source=s), cell("dfm", 100.0, steps=1024, source=s)] for s in sources]
+    found = evidence(tmp_path, *(rows for pair in cells for rows in pair))
+    each = 'for_each = ["source"]\n'
+    free = one(found, each)
+    assert {instance.status for instance in free.instances} == {"not separable"}
+    assert "not so at 98.75 %, corrected for 4 instances" in free.instances[0].reason
+    guards = 'guards = [{ formula = "entropy(student) >= entropy(teacher)", otherwise = "too low" }]\n'
+    guarded = one(found, each + guards)
+    assert {instance.status for instance in guarded.instances} == {"not testable"}
+    assert guarded.instances[0].reason.startswith("too low")
+    assert "corrected for 4 instances" in guarded.instances[0].reason
+
+
+def test_a_sampler_fed_the_true_law_is_no_generator(tmp_path: Path) -> None:
+    """Unless a selection asks for it by its checkpoint."""
+    found = evidence(
+        tmp_path, cell("tsdfm", 50.0), cell("dfm", 10.0, steps=1024, checkpoint="oracle", weights="sha256:law")
+    )
+    assert "no finished row for 'teacher'" in one(found).reason
+    asked = parse_claims(FILE.replace("steps = 1024", 'steps = 1024\ncheckpoint = "oracle"'))
+    assert verify(found, asked)[0].status == "contradicted"
+
+
+@pytest.mark.parametrize(("weights", "value"), [("sha256:tsdfm", 2.0), ("", None)])
+def test_what_a_training_cost_is_known_by_its_weights(tmp_path: Path, weights: str, value: float | None) -> None:
+    """A recipe's scale is not the name of the task that its network is judged on, but its weights are the row's."""
+    about = {"scale": "base", "source": "uniform", "batch": 8, "settings": {}}
+    costs = [
+        {**about, "name": name, "method": name, "weights": weights and f"sha256:{name}", "seconds_per_step": [seconds]}
+        for name, seconds in (("tsdfm", 2.0), ("dfm", 1.0))
+    ]
+    (tmp_path / "training_cost.json").write_text(json.dumps({"format": 1, "costs": costs}))
+    found = evidence(tmp_path, cell("tsdfm", 50.0), cell("dfm", 100.0, steps=1024))
+    text = FILE.replace(
+        "100 * (1 - ppl(student) / ppl(teacher))", "training_seconds(student) / training_seconds(teacher)"
+    )
+    verdict = verify(found, parse_claims(text))[0]
+    assert verdict.instances[0].value == value
+    assert ("no training cost" in verdict.reason) == (value is None)
 
 
 def test_every_source_must_hold_and_there_must_be_enough(tmp_path: Path) -> None:

@@ -37,6 +37,15 @@ def test_a_clean_summary_has_no_flags(cell: Cell) -> None:
     assert raised(rows) == {}
 
 
+def test_batches_that_only_costs_know_of_are_no_sequences_of_the_row(cell: Cell) -> None:
+    """A folder that once held more samples has measured more batches than the row now has sequences."""
+    rows = cell("ar", {"s": 40.0}, 3.81, n=5000) + cell("real", {"s": 30.0}, 3.8, n=5000, **REF)
+    rows += cell("bigram", {"s": 120.0}, 3.82, n=5000, **REF)
+    cost = next(row for row in rows if row["method"] == "ar")
+    rows.append({**cost, "metric": "seconds", "unit": "s", "value": 3.0, "scorer": "", "n": 10_000})
+    assert raised(rows) == {}
+
+
 @pytest.mark.parametrize(("entropy", "code"), [(3.6, "entropy-low"), (4.0, "entropy-high"), (3.84, None), (3.76, None)])
 def test_entropy_out_of_range(cell: Cell, entropy: float, code: str | None) -> None:
     rows = cell("ar", {"s": 40.0}, entropy, n=5000) + cell("real", {"s": 30.0}, 3.8, n=5000, **REF)
