@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tsdfm_bench.results.columns import CellColumns, Terms, cell_columns
-from tsdfm_bench.results.files import StoreError, slug
+from tsdfm_bench.results.files import StoreError
 from tsdfm_bench.results.rows import finite
 from tsdfm_bench.results.stats import CONFIDENCE, RESAMPLES, Interval
+from tsdfm_bench.results.store import RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,7 +141,7 @@ class Replicates:
             return None
         from tsdfm_bench.results.arrays import read_arrow
 
-        path = self.root / "scores" / slug(scorer) / f"{cell}.parquet"
+        path = RunFolder(self.root).scores_path(scorer, cell)
         if not path.exists():
             return None
         try:
