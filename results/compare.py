@@ -62,7 +62,8 @@ class Change:
         paired: whether sequences were paired.
         pvalue, adjusted: of "no difference", before and after Holm's correction; NaN if there is no test.
         verdict: what follows.
-        needed: sequences per row that would separate the two at this effect, if they are not separable.
+        needed: sequences per row that would separate the two at this effect and at the level that Holm's correction
+            asks for, if they are not separable; None if that is no more than there are.
         reason: why it was not compared, or "".
         seeds: training seeds behind a and b, if the row is over seeds; else None.
     """
@@ -155,7 +156,9 @@ def compare_runs(
 def _adjusted(family: Sequence[Change]) -> list[Change]:
     """Changes that answer one question, with p-values adjusted together, judged."""
     adjusted = holm([change.pvalue for change in family])
-    return [_judged(change, float(p)) for change, p in zip(family, adjusted, strict=True)]
+    # The smallest p of those not separable is multiplied by their number: each would have to fall below this level.
+    level = LEVEL / max(1, int(np.sum(adjusted >= LEVEL)))
+    return [_judged(change, float(p), level) for change, p in zip(family, adjusted, strict=True)]
 
 
 def _metrics(a: EvidenceCell, b: EvidenceCell, wanted: Sequence[str] | None) -> list[tuple[str, str]]:
@@ -278,10 +281,7 @@ def _relative(a: Row, b: Row) -> Interval | None:
 
 def _negated(reduction: Interval) -> Interval:
     """From "by how many percent lower" to "by how many percent it changed"."""
-    return Interval(
-        -reduction.value, -reduction.high, -reduction.low, reduction.n, reduction.method, reduction.reason,
-        reduction.standard_error, reduction.confidence, reduction.resamples, reduction.seed,
-    )  # fmt: skip
+    return replace(reduction, value=-reduction.value, low=-reduction.high, high=-reduction.low)
 
 
 def _from_intervals(found: dict[str, Any], a: Row, b: Row) -> Change:
@@ -309,7 +309,8 @@ def _from_intervals(found: dict[str, Any], a: Row, b: Row) -> Change:
     return Change(**found, difference=difference, percent=percent, pvalue=float(2 * stats.norm.sf(abs(gap) / error)))
 
 
-def _judged(change: Change, adjusted: float) -> Change:
+def _judged(change: Change, adjusted: float, level: float) -> Change:
+    """A change with its verdict; `level` is the one that its p-value would have to fall below."""
     verdict: Verdict = change.verdict
     needed = None
     gap = change.difference.value if change.difference is not None else math.nan
@@ -325,7 +326,8 @@ def _judged(change: Change, adjusted: float) -> Change:
     else:
         verdict = "not separable"
         if change.difference is not None and change.seeds is None:
-            needed = n_to_separate(change.difference)
+            needed = n_to_separate(change.difference, confidence=1 - level)
+            needed = needed if needed is not None and needed > change.difference.n else None
     return replace(change, adjusted=adjusted, verdict=verdict, needed=needed)
 
 
@@ -387,8 +389,8 @@ def comparison_table(comparison: Comparison) -> Table:
         notes.append(
             "Change: percent with its 95 % interval, of the sequences both have if paired. p: permutation "
             f"test of no difference, adjusted by Holm over {'all single networks' if over else 'the whole table'}; "
-            f"a verdict needs p < {LEVEL:g}. n needed: sequences per row to separate the two at this effect with 80 % "
-            "power."
+            f"a verdict needs p < {LEVEL:g}. n needed: sequences per row to separate the two at this effect and Holm's "
+            "level with 80 % power."
         )
     if any(change.seeds is not None for change in tested):
         notes.append(

@@ -21,6 +21,7 @@ from tsdfm_bench.results.evidence import run_cells
 from tsdfm_bench.results.matching import matched, matched_recipes
 from tsdfm_bench.results.render import to_csv, to_markdown
 from tsdfm_bench.results.replicates import Replicates
+from tsdfm_bench.results.stats import n_to_separate
 from tsdfm_bench.results.training import Variant, Variants
 
 Make = Callable[..., list[dict[str, Any]]]
@@ -90,6 +91,53 @@ def test_numbers_of_different_meaning_are_listed_not_subtracted(cell: Make, colu
     assert change.verdict == "not compared"
     assert "differ" in change.reason
     assert change.difference is None
+
+
+def test_sequences_needed_are_those_for_the_level_that_holm_asks_for(cell: Make) -> None:
+    """z = 2.95 among 20: too little for Holm, though it would do for one comparison alone."""
+    a, b = [], []
+    for i in range(20):
+        about = {"steps": i + 1, "n": 128}
+        a += cell("dfm", {"s": 50.0}, 3.8, **about)
+        b += cell("dfm", {"s": 50.01 if i else 53.3}, 3.8, **about)
+    change = changes(a, b, metrics=["gen_ppl/pooled"])["dfm, 1 steps", "gen_ppl/pooled"]
+    assert change.pvalue < 0.005
+    assert change.verdict == "not separable"
+    assert change.difference is not None
+    assert n_to_separate(change.difference) in range(128)
+    assert change.needed == n_to_separate(change.difference, confidence=1 - 0.05 / 20)
+    assert change.needed > 128
+
+
+def stored(root: Path, cell: Make, shift: Sequence[float], **settings: Any) -> list[dict[str, Any]]:
+    """Rows with per-sequence columns: one loss a sequence, moved by `shift`; two in a row share a prompt."""
+    n = len(shift)
+    values = terms("mean", (np.random.default_rng(0).gamma(4.0, 1.0, n) + np.asarray(shift),))
+    rows = cell("dfm", {"s": float(values.value())}, 3.8, steps=8, n=n, **settings)
+    clusters = np.arange(n) // 2 if settings.get("prefix") else None
+    root.mkdir()
+    write_columns(columns_path(root, "gen-ppl", rows[0]["cell"]), [("gen_ppl/pooled", "s", values)], clusters)
+    return rows
+
+
+def test_no_number_of_sequences_is_called_needed_that_is_there_already(cell: Make, tmp_path: Path) -> None:
+    """Four pairs that all moved alike: no permutation of so few can be rare, whatever a normal law says."""
+    roots = (tmp_path / "a", tmp_path / "b")
+    runs = [stored(root, cell, shift) for root, shift in zip(roots, ([0.0] * 4, [1.0, 1.01, 0.99, 1.0]), strict=True)]
+    change = changes(*runs, roots=roots)["dfm, 8 steps", "gen_ppl/pooled"]
+    assert (change.verdict, change.needed) == ("not separable", None)
+
+
+def test_difference_and_percent_say_alike_what_they_are_over(cell: Make, tmp_path: Path) -> None:
+    roots = (tmp_path / "a", tmp_path / "b")
+    shifts = (np.zeros(64), np.random.default_rng(1).normal(0.5, 0.1, 64))
+    runs = [stored(root, cell, shift, prefix="held-out 8") for root, shift in zip(roots, shifts, strict=True)]
+    change = changes(*runs, roots=roots)["dfm, 8 steps", "gen_ppl/pooled"]
+    assert change.difference is not None
+    assert change.percent is not None
+    for found in (change.difference, change.percent):
+        assert "over 32 prompts (64 sequences)" in found.description
+    assert change.percent.low < change.percent.value < change.percent.high
 
 
 def test_other_weights_are_matched_by_their_settings_and_said(cell: Make) -> None:
