@@ -214,6 +214,7 @@ def test_interval_of_replicates() -> None:
     assert (found.low, found.high) == pytest.approx((-1.96, 1.96), abs=0.05)
     assert interval(0.0, rng.normal(size=2000), n=5).high > 2.5  # few sequences: wider
     assert interval(math.nan, np.zeros(200)).reason == "the value is nan"
-    assert "not finite" in interval(1.0, np.full(200, np.nan)).reason
+    assert "has no interval" in interval(1.0, np.full(200, np.nan)).reason
+    assert "100 of 200 resamples are not finite" in interval(1.0, np.repeat([np.nan, 1.0], 100)).reason
     assert "same side" in interval(5.0, rng.normal(size=2000)).reason
     assert interval(2.0, np.full(200, 2.0)).method == "constant"
