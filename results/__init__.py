@@ -14,10 +14,7 @@ _PUBLIC = {
         "json_hash plan_hash read_arrays read_json read_samples read_scores read_table slug write_arrays write_bytes "
         "write_json write_samples write_scores write_table write_text"
     ),
-    "stats": (
-        "Interval bootstrap compare difference holm n_to_separate n_to_separate_rows permutation_pvalue ratio "
-        "reduction_percent"
-    ),
+    "stats": "Interval bootstrap holm n_to_separate ratio",
     "columns": "CellColumns FORMS Terms cell_columns read_columns terms write_columns",
     "replicates": "Replicates",
     "frontier": ("Curve Expense Frontier OutOfRange Point at_entropy dominated_area expenses frontiers read_curve"),

@@ -3,7 +3,8 @@
 Cells belong together as `matching` says. A number is compared only with one of the same definition, scorer revision and
 arithmetic; what differs is listed, not subtracted. Sequences are paired where they belong together: the same cell drawn
 from the same streams, or the same held-out prompts. Intervals and p-values come from the stored columns (`columns`);
-where a run has none, from the two rows' own intervals, unpaired.
+where a run has none, from the two rows' own intervals, unpaired. MAUVE has neither, for its low and high are those of
+its k-means seeds: two networks are subtracted without a test, and only at equal n and settings, which shift its value.
 
 Where both runs hold several training seeds of a recipe, a row of its own compares the means over seeds, with the t
 interval and the t test over seeds (`seeds.t_change`), paired by seed where both have the same ones. It says whether the
@@ -17,6 +18,7 @@ size of the other.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,7 +32,7 @@ from tsdfm_bench.results.evidence import EvidenceCell, recorded_variants, run_ce
 from tsdfm_bench.results.frontier import told_apart
 from tsdfm_bench.results.matching import describe, matched, matched_recipes
 from tsdfm_bench.results.numbers import MISSING, plain, with_interval
-from tsdfm_bench.results.replicates import Replicates, stream
+from tsdfm_bench.results.replicates import Replicates, own_spread, stream
 from tsdfm_bench.results.resampling import compare_terms, permutation_terms
 from tsdfm_bench.results.rows import Row, finite, pick
 from tsdfm_bench.results.seeds import OVER, t_change
@@ -46,6 +48,7 @@ Verdict = Literal["better", "worse", "higher", "lower", "not separable", "identi
 LEVEL = 0.05
 ROLES = ("perplexity", "bits per byte", "entropy", "distinct", "repetition", "mauve", "speed")
 _MEASURED_ONCE = ("calls", "s", "1/s", "bytes")
+_SETTINGS = re.compile(r"\bsettings ([0-9a-f]{8})\b")
 _MOST_RESAMPLES = 9999
 
 
@@ -62,7 +65,8 @@ class Change:
         paired: whether sequences were paired.
         pvalue, adjusted: of "no difference", before and after Holm's correction; NaN if there is no test.
         verdict: what follows.
-        needed: sequences per row that would separate the two at this effect, if they are not separable.
+        needed: sequences per row that would separate the two at this effect and at the level that Holm's correction
+            asks for, if they are not separable; None if that is no more than there are.
         reason: why it was not compared, or "".
         seeds: training seeds behind a and b, if the row is over seeds; else None.
     """
@@ -155,7 +159,9 @@ def compare_runs(
 def _adjusted(family: Sequence[Change]) -> list[Change]:
     """Changes that answer one question, with p-values adjusted together, judged."""
     adjusted = holm([change.pvalue for change in family])
-    return [_judged(change, float(p)) for change, p in zip(family, adjusted, strict=True)]
+    # The smallest p of those not separable is multiplied by their number: each would have to fall below this level.
+    level = LEVEL / max(1, int(np.sum(adjusted >= LEVEL)))
+    return [_judged(change, float(p), level) for change, p in zip(family, adjusted, strict=True)]
 
 
 def _metrics(a: EvidenceCell, b: EvidenceCell, wanted: Sequence[str] | None) -> list[tuple[str, str]]:
@@ -182,10 +188,10 @@ def _change(
 ) -> Change:
     a, b = first.rows[key], second.rows[key]
     found = _about(name, a, b)
-    if reason := _incomparable(a, b):
+    if reason := _incomparable(a, b) or _unlike([a, b]):
         return Change(**found, reason=reason)
     if a["unit"] in _MEASURED_ONCE:
-        return Change(**found, difference=_point(b["value"] - a["value"]), percent=_relative(a, b))
+        return _points(found, a, b, "measured once")
     if same and all(a[name] == b[name] for name in ("value", "low", "high", "n")):
         zero = Interval(0.0, 0.0, 0.0, int(a["n"] or 0), "constant", "the same cell and the same numbers")
         return Change(**found, difference=zero, percent=zero, paired=True, verdict="identical")
@@ -221,10 +227,10 @@ def _over_seeds(name: str, first: EvidenceCell, second: EvidenceCell, paired: bo
     a, b = first.rows[key], second.rows[key]
     seeds = (len(first.networks), len(second.networks))
     found = {**_about(name, a, b), "paired": paired, "seeds": seeds}
-    if reason := _incomparable(a, b):
+    if reason := _incomparable(a, b) or _unlike([*first.behind(*key), *second.behind(*key)]):
         return Change(**found, reason=reason)
     if a["unit"] in _MEASURED_ONCE:
-        return Change(**found, difference=_point(b["value"] - a["value"]), percent=_relative(a, b))
+        return _points(found, a, b, "measured once")
     ours, theirs = ([float(row["value"]) for row in cell.behind(*key)] for cell in (first, second))
     n = min((int(row["n"]) for row in (a, b) if row["n"] is not None), default=0)
     if paired and _same(np.array(ours), np.array(theirs)):
@@ -249,7 +255,20 @@ def _incomparable(a: Row, b: Row) -> str:
     for name in ("unit", "scorer_revision", "scorer_dtype"):
         if a[name] != b[name]:
             return f"{name.replace('_', ' ')} differs: {a[name]} and {b[name]}"
-    return "" if _convention(a) == _convention(b) else "the two runs define this number differently"
+    alike = own_spread(a) or a["definition"] == b["definition"]  # that of MAUVE: `_unlike`
+    return "" if alike else "the two runs define this number differently"
+
+
+def _unlike(rows: Sequence[Row]) -> str:
+    """Why rows of networks cannot be compared because of n or settings, which shift MAUVE, or ""."""
+    if not own_spread(rows[0]):
+        return ""
+    settings = [_SETTINGS.search(row["definition"]) for row in rows]
+    given = [found[1] if found else row["definition"] for found, row in zip(settings, rows, strict=True)]
+    for what, values in (("n differs", [str(row["n"]) for row in rows]), ("settings differ", given)):
+        if len(different := dict.fromkeys(values)) > 1:
+            return f"{what}: {' and '.join(different)}"
+    return ""
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
@@ -263,25 +282,19 @@ def _pvalue(two: Any, one: Any, options: dict[str, Any]) -> float:
     return permutation_terms(two, one, resamples=_MOST_RESAMPLES, **options) if p < 0.01 else p
 
 
-def _convention(row: Row) -> str:
-    """A definition without what belongs to the machine or the number of sequences."""
-    return "" if row["metric"].startswith("mauve") else row["definition"]
+def _points(found: dict[str, Any], a: Row, b: Row, why: str) -> Change:
+    """Two numbers without a test."""
 
+    def point(value: float) -> Interval:
+        return Interval(value, math.nan, math.nan, 0, "none", why, resamples=0)
 
-def _point(value: float) -> Interval:
-    return Interval(value, math.nan, math.nan, 0, "none", "measured once", resamples=0)
-
-
-def _relative(a: Row, b: Row) -> Interval | None:
-    return _point(100.0 * (b["value"] / a["value"] - 1.0)) if a["value"] > 0 else None
+    percent = point(100.0 * (b["value"] / a["value"] - 1.0)) if a["value"] > 0 else None
+    return Change(**found, difference=point(b["value"] - a["value"]), percent=percent)
 
 
 def _negated(reduction: Interval) -> Interval:
     """From "by how many percent lower" to "by how many percent it changed"."""
-    return Interval(
-        -reduction.value, -reduction.high, -reduction.low, reduction.n, reduction.method, reduction.reason,
-        reduction.standard_error, reduction.confidence, reduction.resamples, reduction.seed,
-    )  # fmt: skip
+    return replace(reduction, value=-reduction.value, low=-reduction.high, high=-reduction.low)
 
 
 def _from_intervals(found: dict[str, Any], a: Row, b: Row) -> Change:
@@ -292,12 +305,14 @@ def _from_intervals(found: dict[str, Any], a: Row, b: Row) -> Change:
     ends = [a["low"], a["high"], b["low"], b["high"]]
     gap = b["value"] - a["value"]
     n = min((int(row["n"]) for row in (a, b) if row["n"] is not None), default=0)
+    if own_spread(a):
+        return _points(found, a, b, "low and high of a row are the spread of its estimator")
     if not all(finite(end) for end in ends):
-        return Change(**found, difference=_point(gap), percent=_relative(a, b))
+        return _points(found, a, b, "a row has no interval")
     errors = [(row["high"] - row["low"]) / (2 * z) for row in (a, b)]
     error = math.hypot(*errors)
     if error <= 0:
-        return Change(**found, difference=_point(gap), percent=_relative(a, b))
+        return _points(found, a, b, "the rows' own intervals have no width")
     why = "from the rows' own intervals, unpaired"
     difference = Interval(gap, gap - z * error, gap + z * error, n, "normal", why, error, CONFIDENCE, 0)
     percent = None
@@ -309,7 +324,8 @@ def _from_intervals(found: dict[str, Any], a: Row, b: Row) -> Change:
     return Change(**found, difference=difference, percent=percent, pvalue=float(2 * stats.norm.sf(abs(gap) / error)))
 
 
-def _judged(change: Change, adjusted: float) -> Change:
+def _judged(change: Change, adjusted: float, level: float) -> Change:
+    """A change with its verdict; `level` is the one that its p-value would have to fall below."""
     verdict: Verdict = change.verdict
     needed = None
     gap = change.difference.value if change.difference is not None else math.nan
@@ -325,7 +341,8 @@ def _judged(change: Change, adjusted: float) -> Change:
     else:
         verdict = "not separable"
         if change.difference is not None and change.seeds is None:
-            needed = n_to_separate(change.difference)
+            needed = n_to_separate(change.difference, confidence=1 - level)
+            needed = needed if needed is not None and needed > change.difference.n else None
     return replace(change, adjusted=adjusted, verdict=verdict, needed=needed)
 
 
@@ -387,14 +404,16 @@ def comparison_table(comparison: Comparison) -> Table:
         notes.append(
             "Change: percent with its 95 % interval, of the sequences both have if paired. p: permutation "
             f"test of no difference, adjusted by Holm over {'all single networks' if over else 'the whole table'}; "
-            f"a verdict needs p < {LEVEL:g}. n needed: sequences per row to separate the two at this effect with 80 % "
-            "power."
+            f"a verdict needs p < {LEVEL:g}. n needed: sequences per row to separate the two at this effect and Holm's "
+            "level with 80 % power."
         )
     if any(change.seeds is not None for change in tested):
         notes.append(
             "p of rows over training seeds: t test, adjusted by Holm among these rows, for they answer another "
             f"question; a verdict needs p < {LEVEL:g}."
         )
+    if any(own_spread(c.a) and c.seeds is None and c.verdict == "changed" for c in comparison.changes):
+        notes.append("MAUVE of single networks has no test: its low and high are those of its k-means seeds.")
     if any(c.verdict == "identical" and c.paired and c.a["n"] != c.b["n"] for c in comparison.changes):
         notes.append("Identical: the sequences that both rows have are the same; one row has more of them.")
     for name, only in ((comparison.a, comparison.only_a), (comparison.b, comparison.only_b)):

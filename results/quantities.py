@@ -2,8 +2,8 @@
 
 Each quantity of k rows is an array (k, 1 + resamples): the value in the first column, its replicates after it, so that
 formulas are computed on both at once. Networks trained alike with several seeds are one row (see `results.seeds`).
-What was counted or measured once (calls, steps, seconds) has constant
-replicates. A value that does not exist raises `Missing` with the reason.
+What was counted or measured once (calls, steps, seconds) has constant replicates, unless such networks differ in it.
+A value that does not exist raises `Missing` with the reason.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _ROLES: Mapping[str, tuple[str, bool]] = {
     "repetition": ("repetition", False),
     "seconds": ("speed", False),
 }
+_ONCE = ("calls", "sequence_calls", "seconds")
 _COLUMNS = {"calls": "calls", "sequence_calls": "sequence_calls", "steps": "steps", "length": "length"}
 
 
@@ -47,6 +48,9 @@ class Rows:
         evidence: where metrics and training costs are known.
         cells: by name of the selection.
         scorer: of scored quantities; "" if the claim has none.
+
+    What was read so far says whether calls or times of single networks are all that there is (`constant`), and whether
+    a time that was measured once is among them (`timed`).
     """
 
     def __init__(self, evidence: Evidence, cells: Mapping[str, list[EvidenceCell]], scorer: str) -> None:
@@ -67,10 +71,10 @@ class Rows:
     def _together(self, group: list[EvidenceCell], wanted: Quantity) -> np.ndarray:
         """One row: a network's own value, or that of networks that differ in the training seed."""
         values = [self._of(cell, wanted) for cell in group]
-        if len(values) == 1:
-            return values[0]
-        if all((each == each[0]).all() for each in values):  # counted or measured once
-            return np.full(1 + RESAMPLES, np.mean([each[0] for each in values]))
+        self.constant = self.constant or (wanted.function in _ONCE and not self.seeds)
+        self.timed = self.timed or (wanted.function == "seconds" and len(group) == 1)
+        if len(values) == 1 or all(np.array_equal(each, values[0]) for each in values):
+            return values[0]  # of one network, or what seeds do not change, such as calls
         means = [float(each[0]) for each in values]
         return over_seeds(means, _networks(group), RESAMPLES, self._factor, self._unit(group[0], wanted))
 
@@ -103,7 +107,6 @@ class Rows:
         if name == "n":
             return self._fixed(cell.n, cell, name)
         if name in _COLUMNS:
-            self.constant = self.constant or "calls" in name
             return self._fixed(cell.first[_COLUMNS[name]], cell, name)
         if name in ("training_seconds", "training_flops"):
             return self._training(cell, name)
@@ -114,10 +117,7 @@ class Rows:
         if metric is None:
             raise Missing(f"{cell.name} has no {role}")
         values = self._read(cell, metric, self.scorer if scored else "")
-        if name == "seconds":
-            self.constant = self.timed = True
-            return 1.0 / values
-        return values
+        return 1.0 / values if name == "seconds" else values
 
     def _metric(self, cell: EvidenceCell, metric: str) -> np.ndarray:
         for scorer in (self.scorer, ""):

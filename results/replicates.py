@@ -9,6 +9,7 @@ treated alike.
 Where the run folder holds per-sequence columns (or, for perplexity and bits per byte, scores), sequences are resampled.
 Where only a summary is at hand, replicates are drawn from the value's own interval, on the log scale for positive
 values, independently of all others: right for a single row, cautious for differences of paired rows. `how` says which.
+What has no interval, such as MAUVE, has no replicates.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tsdfm_bench.results.columns import CellColumns, Terms, cell_columns
-from tsdfm_bench.results.files import StoreError, slug
-from tsdfm_bench.results.rows import finite
+from tsdfm_bench.results.files import StoreError
+from tsdfm_bench.results.rows import Row, finite
 from tsdfm_bench.results.stats import CONFIDENCE, RESAMPLES, Interval
+from tsdfm_bench.results.store import RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,7 +117,7 @@ class Replicates:
                 terms = terms.summed(clusters[: terms.n])
             return terms.value(self._weight(stream(row), terms.n)), "sequences"
         value, low, high = row["value"], row["low"], row["high"]
-        if not (finite(low) and finite(high)):
+        if own_spread(row) or not (finite(low) and finite(high)):
             exact = row["unit"] in ("calls", "s", "1/s", "bytes")  # measured once, not estimated from sequences
             return np.full(self.resamples, value if exact else np.nan), "constant" if exact else "none"
         rng = np.random.default_rng(_number(self.seed, cell, metric, scorer))
@@ -140,7 +142,7 @@ class Replicates:
             return None
         from tsdfm_bench.results.arrays import read_arrow
 
-        path = self.root / "scores" / slug(scorer) / f"{cell}.parquet"
+        path = RunFolder(self.root).scores_path(scorer, cell)
         if not path.exists():
             return None
         try:
@@ -154,6 +156,11 @@ class Replicates:
         if metric == "bits_per_byte":
             return Terms(nll / math.log(2.0), table["bytes"].to_numpy().astype(np.float64))
         return Terms(nll, np.diff(bounds).astype(np.float64), exp=True)
+
+
+def own_spread(row: Row) -> bool:
+    """Whether low and high of a row are no interval: those of MAUVE are the lowest and highest k-means seed."""
+    return bool(row["metric"].startswith("mauve"))
 
 
 def stream(row: Any) -> str:
@@ -198,6 +205,8 @@ def interval(value: float, replicates: np.ndarray, *, n: int = 0, confidence: fl
 
     if not math.isfinite(value):
         return none(f"the value is {value}")
+    if not len(good):
+        return none("a value that it rests on has no interval")
     if len(good) < 0.99 * size or size < 100:
         return none(f"{size - len(good)} of {size} resamples are not finite")
     if np.ptp(good) <= 1e-12 * abs(value):

@@ -33,6 +33,7 @@ from tsdfm_bench.results.stats import CONFIDENCE, RESAMPLES, Interval
 Scale = Literal["difference", "ratio", "reduction"]
 
 FEW_UNITS = 10
+_ELEMENTS = 1 << 20  # of permutations held at a time: 8 MiB
 _ROUNDING = 1e-5  # a resampled variance below this share of its sum of squares is zero: what single precision leaves
 _CACHE_BYTES = 256 << 20
 _CHUNK = 64
@@ -176,31 +177,31 @@ def permutation_terms(
     """Two-sided p-value of "both rows have the same value", by permutation of the studentised difference.
 
     Paired rows swap within pairs (of sequences or clusters), unpaired ones exchange units freely. (1 + hits) /
-    (1 + resamples); NaN for fewer than two units or values that are not finite.
+    (1 + resamples); NaN for fewer than two units or values that are not finite. Permutations are made in blocks of
+    bounded size, so memory does not grow with resamples x n.
     """
     if a.exp != b.exp:
         raise ValueError("values of different form cannot be compared")
     a, b = _units(a, b, paired, clusters, clusters_b)
     if min(a.n, b.n) < 2:
         return math.nan
-    rng = np.random.default_rng(seed)
     if paired:
-        swap = rng.integers(0, 2, (resamples, a.n)).astype(np.float64)
-        swap = np.concatenate([np.zeros((1, a.n)), swap])
         z = _moments(np.stack([a.a, a.b, b.a, b.b], axis=1))
-        swapped = _moments(np.stack([b.a, b.b, a.a, a.b], axis=1))
-        total = z.sum(axis=0) + swap @ (swapped - z)
-        statistic = _paired_t(total, a.n)
+        moved = _moments(np.stack([b.a, b.b, a.a, a.b], axis=1)) - z
+        unmoved = np.zeros(a.n)
     else:
-        joined = np.stack([np.concatenate([a.a, b.a]), np.concatenate([a.b, b.b])], axis=1)
-        size = a.n + b.n
-        chosen = np.zeros((resamples + 1, size))
-        chosen[0, : a.n] = 1.0
-        order = np.argpartition(rng.random((resamples, size)), a.n - 1, axis=1)[:, : a.n]
-        np.put_along_axis(chosen[1:], order, 1.0, axis=1)
-        z = _moments(joined)
-        first = chosen @ z
-        statistic = _welch_t(first, z.sum(axis=0) - first, a.n, b.n)
+        z = moved = _moments(np.stack([np.concatenate([a.a, b.a]), np.concatenate([a.b, b.b])], axis=1))
+        unmoved = np.repeat([1.0, 0.0], [a.n, b.n])
+    rng, total = np.random.default_rng(seed), z.sum(axis=0)
+    rows = max(1, _ELEMENTS // len(unmoved))
+    parts = []
+    for start in range(0, resamples, rows):
+        chosen = _drawn(rng, min(rows, resamples - start), len(unmoved), None if paired else a.n)
+        if start == 0:  # what was observed is summed in the same product, so that ties are rounded alike
+            chosen = np.concatenate([unmoved[None], chosen])
+        sums = chosen @ moved
+        parts.append(_paired_t(total + sums, a.n) if paired else _welch_t(sums, total - sums, a.n, b.n))
+    statistic = np.concatenate(parts)
     observed = abs(statistic[0])
     if not np.isfinite(observed):
         same = float(a.value()) == float(b.value())
@@ -491,6 +492,16 @@ def _quantiles(t: np.ndarray, tail: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 # --------------------------------------------------------------------------------------------- permutations
+
+
+def _drawn(rng: np.random.Generator, count: int, units: int, first: int | None) -> np.ndarray:
+    """(count, units): 1 where a unit is in the first row (`first` units are), or, if None, where a pair is swapped."""
+    if first is None:
+        return rng.integers(0, 2, (count, units)).astype(np.float64)
+    chosen = np.zeros((count, units))
+    order = np.argpartition(rng.random((count, units)), first - 1, axis=1)[:, :first]
+    np.put_along_axis(chosen, order, 1.0, axis=1)
+    return chosen
 
 
 def _moments(z: np.ndarray) -> np.ndarray:

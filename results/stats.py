@@ -1,16 +1,16 @@
 """Intervals and tests over sequences.
 
 A metric is a statistic T of per-sequence columns (for pooled perplexity: NLL sums and token counts); sequences are the
-independent units, tokens are not. Its interval is the BCa bootstrap over sequences (Efron 1987, through
-`scipy.stats.bootstrap`): second-order correct for skewed statistics such as perplexity. It falls back, with the reason
-recorded, to the percentile interval where BCa is undefined, and above `BCA_LIMIT` sequences, where its correction
-(skewness z^2 / 6 sqrt(n), under 0.03 standard errors for a skewness of 2) is below the Monte-Carlo error of 2,000
-resamples (0.06 standard errors) and its jackknife, quadratic in n, would cost the most.
+independent units, tokens are not. Nearly all have one of the forms of `columns` and the studentised intervals of
+`resampling`. Here is what a statistic without such a form gets (the median of step times, a plug-in's own): the BCa
+bootstrap over sequences (Efron 1987, through `scipy.stats.bootstrap`), second-order correct for skewed statistics. It
+falls back, with the reason recorded, to the percentile interval where BCa is undefined, and above `BCA_LIMIT`
+sequences, where its correction (skewness z^2 / 6 sqrt(n), under 0.03 standard errors for a skewness of 2) is below the
+Monte-Carlo error of 2,000 resamples (0.06 standard errors) and its jackknife, quadratic in n, would cost the most.
 
 All columns of a sequence are resampled together, by index; two rows that share seeds are resampled together as well
-(`paired`). Resamples are made in batches of bounded size, so memory does not grow with resamples x n.
-
-    difference  T(a) - T(b)        ratio  T(a) / T(b)        reduction  100 (1 - T(a) / T(b)) percent
+(`paired`). Resamples are made in batches of bounded size, so memory does not grow with resamples x n. What follows from
+intervals and p-values of either kind is here too: Holm's correction and the sequences that would separate two rows.
 """
 
 from __future__ import annotations
@@ -199,23 +199,21 @@ def bootstrap(
     )
 
 
-def compare(
+def ratio(
     a: Sequence[np.ndarray],
     b: Sequence[np.ndarray],
     statistic: Statistic,
-    combine: Callable[[np.ndarray, np.ndarray], np.ndarray],
     *,
     paired: bool,
     seed: int = 0,
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
 ) -> Interval:
-    """Interval of combine(T(a), T(b)) for two samples; see `difference`, `ratio` and `reduction_percent`.
+    """T(a) / T(b) with its interval (not the ratio of interval ends).
 
     Args:
         a, b: columns of the two rows.
-        statistic: T, see `bootstrap`.
-        combine: of two arrays of equal shape.
+        statistic: T, see `bootstrap`; one that has a form is compared by `resampling.compare_terms`.
         paired: sequence i of both rows belongs together (same seed, same prompt): resample them together.
         seed, resamples, confidence: see `bootstrap`.
 
@@ -225,93 +223,19 @@ def compare(
     (a_columns, n_a), (b_columns, n_b) = _columns(a), _columns(b)
     options: dict[str, Any] = {"seed": seed, "resamples": resamples, "confidence": confidence}
     width = len(a_columns) + len(b_columns)
-    if paired:
-        if n_a != n_b:
-            raise ValueError(f"paired rows need equally many sequences: {n_a} and {n_b}")
-
-        def together(index: np.ndarray) -> np.ndarray:
-            return combine(_apply(statistic, a_columns, index), _apply(statistic, b_columns, index))
-
-        return _interval([n_a], together, width, **options)
 
     def apart(index_a: np.ndarray, index_b: np.ndarray) -> np.ndarray:
-        return combine(_apply(statistic, a_columns, index_a), _apply(statistic, b_columns, index_b))
+        with np.errstate(all="ignore"):
+            return np.divide(_apply(statistic, a_columns, index_a), _apply(statistic, b_columns, index_b))
 
-    return _interval([n_a, n_b], apart, width, **options)
-
-
-def difference(
-    a: Sequence[np.ndarray], b: Sequence[np.ndarray], statistic: Statistic, *, paired: bool, **options: Any
-) -> Interval:
-    """T(a) - T(b) with its interval; arguments as in `compare`."""
-    return compare(a, b, statistic, np.subtract, paired=paired, **options)
-
-
-def ratio(
-    a: Sequence[np.ndarray], b: Sequence[np.ndarray], statistic: Statistic, *, paired: bool, **options: Any
-) -> Interval:
-    """T(a) / T(b) with its interval (not the ratio of interval ends); arguments as in `compare`."""
-    return compare(a, b, statistic, _divide, paired=paired, **options)
-
-
-def reduction_percent(
-    a: Sequence[np.ndarray], b: Sequence[np.ndarray], statistic: Statistic, *, paired: bool, **options: Any
-) -> Interval:
-    """By how many percent T(a) is below T(b), 100 (1 - T(a)/T(b)), with its interval; arguments as in `compare`."""
-    return compare(a, b, statistic, lambda x, y: 100.0 * (1.0 - _divide(x, y)), paired=paired, **options)
-
-
-def _divide(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    with np.errstate(all="ignore"):
-        return np.divide(x, y)
+    if not paired:
+        return _interval([n_a, n_b], apart, width, **options)
+    if n_a != n_b:
+        raise ValueError(f"paired rows need equally many sequences: {n_a} and {n_b}")
+    return _interval([n_a], lambda index: apart(index, index), width, **options)
 
 
 # ------------------------------------------------------------------------------------------------------ tests
-
-
-def permutation_pvalue(
-    a: Sequence[np.ndarray],
-    b: Sequence[np.ndarray],
-    statistic: Statistic,
-    *,
-    paired: bool,
-    seed: int = 0,
-    resamples: int = 4999,
-) -> float:
-    """Two-sided p-value of "both rows come from the same distribution", by permutation of T(a) - T(b).
-
-    Paired rows swap within pairs, unpaired ones exchange sequences freely; exact where the permutations can be counted
-    out, else (1 + hits) / (1 + resamples). NaN if a value is not finite or a row has fewer than two sequences.
-    """
-    from scipy import stats
-
-    (a_columns, n_a), (b_columns, n_b) = _columns(a), _columns(b)
-    if len(a_columns) != len(b_columns):
-        raise ValueError(f"both rows need the same columns: {len(a_columns)} and {len(b_columns)}")
-    if paired and n_a != n_b:
-        raise ValueError(f"paired rows need equally many sequences: {n_a} and {n_b}")
-    if min(n_a, n_b) < 2:
-        return math.nan
-    both = tuple(np.concatenate(pair) for pair in zip(a_columns, b_columns, strict=True))
-
-    def gap(index_a: np.ndarray, index_b: np.ndarray, axis: int = -1) -> np.ndarray:
-        return _apply(statistic, both, index_a) - _apply(statistic, both, index_b)
-
-    index_a, index_b = np.arange(n_a), n_a + np.arange(n_b)
-    if not math.isfinite(float(gap(index_a, index_b))):
-        return math.nan
-    result = stats.permutation_test(
-        (index_a, index_b),
-        gap,
-        permutation_type="samples" if paired else "independent",
-        vectorized=True,
-        n_resamples=resamples,
-        batch=max(1, _ELEMENTS // ((n_a + n_b) * len(both))),
-        alternative="two-sided",
-        axis=-1,
-        rng=np.random.default_rng(seed),
-    )
-    return float(result.pvalue)
 
 
 def holm(pvalues: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -333,15 +257,6 @@ def holm(pvalues: Sequence[float] | np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------ sample size
 
 
-def _needed(gap: float, variance_per_sequence: float, confidence: float, power: float) -> int | None:
-    from scipy import stats
-
-    if not (math.isfinite(gap) and math.isfinite(variance_per_sequence)) or gap == 0:
-        return None
-    z = float(stats.norm.ppf(0.5 + confidence / 2) + stats.norm.ppf(power))
-    return max(2, math.ceil(variance_per_sequence * (z / gap) ** 2))
-
-
 def n_to_separate(difference: Interval, *, confidence: float = CONFIDENCE, power: float = 0.8) -> int | None:
     """Sequences per row needed to find a difference of the observed size.
 
@@ -349,22 +264,14 @@ def n_to_separate(difference: Interval, *, confidence: float = CONFIDENCE, power
     so it is right for paired rows too. None if the difference is zero or has no standard error.
 
     Args:
-        difference: from `difference`.
+        difference: from `resampling.compare_terms`, or of any quantity from zero.
         confidence: 1 - alpha of the two-sided test.
         power: chance of finding it.
     """
-    return _needed(difference.value, difference.n * difference.standard_error**2, confidence, power)
+    from scipy import stats
 
-
-def n_to_separate_rows(
-    a: tuple[float, float, float, int],
-    b: tuple[float, float, float, int],
-    *,
-    confidence: float = CONFIDENCE,
-    power: float = 0.8,
-) -> int | None:
-    """The same from two summary rows (value, low, high, n), unpaired; their intervals are taken as 95 % and normal."""
-    variance = 0.0
-    for _, low, high, n in (a, b):
-        variance += n * ((high - low) / (2 * 1.959963984540054)) ** 2
-    return _needed(a[0] - b[0], variance, confidence, power)
+    gap, variance = difference.value, difference.n * difference.standard_error**2  # of a single sequence
+    if not (math.isfinite(gap) and math.isfinite(variance)) or gap == 0:
+        return None
+    z = float(stats.norm.ppf(0.5 + confidence / 2) + stats.norm.ppf(power))
+    return max(2, math.ceil(variance * (z / gap) ** 2))

@@ -226,6 +226,20 @@ def test_a_single_timing_needs_a_factor_of_two(tmp_path: Path, rate: float, stat
     assert "measured once" in verdict.reason
 
 
+def test_the_range_of_mauve_over_its_k_means_seeds_is_no_interval(tmp_path: Path) -> None:
+    def measured(rows: list[dict[str, Any]], value: float) -> list[dict[str, Any]]:
+        ends = {"value": value, "low": value - 0.01, "high": value + 0.01, "interval": "the metric's own"}
+        return [*rows, {**rows[0], **ends, "metric": "mauve", "unit": "1", "definition": "MAUVE", "better": "higher"}]
+
+    found = evidence(tmp_path, measured(cell("tsdfm", 50.0), 0.9), measured(cell("dfm", 100.0, steps=1024), 0.5))
+    for formula in ("mauve(student)", "mauve(student) / mauve(teacher)"):
+        text = FILE.replace("100 * (1 - ppl(student) / ppl(teacher))", formula).replace(">= 32", "> 0.1")
+        (instance,) = verify(found, parse_claims(text))[0].instances
+        assert instance.status == "not testable"
+        assert "without an interval: a value that it rests on has no interval" in instance.reason
+        assert (instance.low, instance.high) == (None, None)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_are_not_tested(tmp_path: Path, value: float) -> None:
     rows = cell("tsdfm", 50.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tsdfm_bench.results.evidence import run_cells
 from tsdfm_bench.results.matching import matched, matched_recipes
 from tsdfm_bench.results.render import to_csv, to_markdown
 from tsdfm_bench.results.replicates import Replicates
+from tsdfm_bench.results.stats import n_to_separate
 from tsdfm_bench.results.training import Variant, Variants
 
 Make = Callable[..., list[dict[str, Any]]]
@@ -90,6 +92,110 @@ def test_numbers_of_different_meaning_are_listed_not_subtracted(cell: Make, colu
     assert change.verdict == "not compared"
     assert "differ" in change.reason
     assert change.difference is None
+
+
+MAUVE = "MAUVE against held-out real text, n = {n} each, scaling 5; settings {settings}"
+
+
+def with_mauve(
+    rows: list[dict[str, Any]], value: float, n: int = 256, settings: str = "fc4c673f"
+) -> list[dict[str, Any]]:
+    """The same with another MAUVE, which all seeds of k-means agree on."""
+    about = {"value": value, "low": value - 0.001, "high": value + 0.001, "n": n, "better": "higher"}
+    about["definition"] = MAUVE.format(n=n, settings=settings)
+    return [row | (about if row["metric"] == "mauve" else {}) for row in rows]
+
+
+def test_mauve_is_not_tested_by_the_range_of_its_k_means_seeds(cell: Make) -> None:
+    rows = cell("dfm", {"s": 50.0}, 3.8, steps=8)
+    found = compare_runs(*(schema.from_rows(with_mauve(rows, value)) for value in (0.6, 0.9)))
+    (change,) = (change for change in found.changes if change.metric == "mauve")
+    assert (change.verdict, math.isnan(change.pvalue), math.isnan(change.adjusted)) == ("changed", True, True)
+    assert change.difference is not None
+    assert change.percent is not None
+    assert (change.difference.method, change.difference.value) == ("none", pytest.approx(0.3))
+    assert change.percent.value == pytest.approx(50.0)
+    assert "MAUVE of single networks has no test" in " ".join(comparison_table(found).footnotes)
+    same = changes(with_mauve(rows, 0.6), with_mauve(rows, 0.6))
+    assert same["dfm, 8 steps", "mauve"].verdict == "identical"
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [({"n": 512}, "n differs: 256 and 512"), ({"settings": "0a1b2c3d"}, "settings differ: fc4c673f and 0a1b2c3d")],
+)
+def test_mauves_of_other_n_or_settings_are_listed_not_subtracted(
+    cell: Make, other: dict[str, Any], reason: str
+) -> None:
+    rows = cell("dfm", {"s": 50.0}, 3.8, steps=8)
+    change = changes(with_mauve(rows, 0.6), with_mauve(rows, 0.9, **other))["dfm, 8 steps", "mauve"]
+    assert (change.verdict, change.reason, change.difference) == ("not compared", reason, None)
+
+
+def test_mauve_over_training_seeds_is_tested_at_equal_n_and_settings(cell: Make) -> None:
+    def trained(run: str, values: Sequence[float], **last: Any) -> list[dict[str, Any]]:
+        made = [networks(cell, SEEDS[: len(values)], run)[7 * i : 7 * i + 7] for i in range(len(values))]
+        given = [{}] * (len(values) - 1) + [last]
+        return [
+            row
+            for rows, value, about in zip(made, values, given, strict=True)
+            for row in with_mauve(rows, value, **about)
+        ]
+
+    def over(b: list[dict[str, Any]]) -> Change:
+        found = compare_runs(schema.from_rows(trained("a", (0.5, 0.52, 0.54))), schema.from_rows(b)).changes
+        (change,) = (change for change in found if change.seeds is not None and change.metric == "mauve")
+        return change
+
+    assert over(trained("b", (0.7, 0.73))).verdict == "better"  # 3 x 256 and 2 x 256 sequences: n is that of a network
+    assert over(trained("b", (0.7, 0.73, 0.74), n=512)).reason == "n differs: 256 and 512"
+
+
+def test_sequences_needed_are_those_for_the_level_that_holm_asks_for(cell: Make) -> None:
+    """z = 2.95 among 20: too little for Holm, though it would do for one comparison alone."""
+    a, b = [], []
+    for i in range(20):
+        about = {"steps": i + 1, "n": 128}
+        a += cell("dfm", {"s": 50.0}, 3.8, **about)
+        b += cell("dfm", {"s": 50.01 if i else 53.3}, 3.8, **about)
+    change = changes(a, b, metrics=["gen_ppl/pooled"])["dfm, 1 steps", "gen_ppl/pooled"]
+    assert change.pvalue < 0.005
+    assert change.verdict == "not separable"
+    assert change.difference is not None
+    assert n_to_separate(change.difference) in range(128)
+    assert change.needed == n_to_separate(change.difference, confidence=1 - 0.05 / 20)
+    assert change.needed > 128
+
+
+def stored(root: Path, cell: Make, shift: Sequence[float], **settings: Any) -> list[dict[str, Any]]:
+    """Rows with per-sequence columns: one loss a sequence, moved by `shift`; two in a row share a prompt."""
+    n = len(shift)
+    values = terms("mean", (np.random.default_rng(0).gamma(4.0, 1.0, n) + np.asarray(shift),))
+    rows = cell("dfm", {"s": float(values.value())}, 3.8, steps=8, n=n, **settings)
+    clusters = np.arange(n) // 2 if settings.get("prefix") else None
+    root.mkdir()
+    write_columns(columns_path(root, "gen-ppl", rows[0]["cell"]), [("gen_ppl/pooled", "s", values)], clusters)
+    return rows
+
+
+def test_no_number_of_sequences_is_called_needed_that_is_there_already(cell: Make, tmp_path: Path) -> None:
+    """Four pairs that all moved alike: no permutation of so few can be rare, whatever a normal law says."""
+    roots = (tmp_path / "a", tmp_path / "b")
+    runs = [stored(root, cell, shift) for root, shift in zip(roots, ([0.0] * 4, [1.0, 1.01, 0.99, 1.0]), strict=True)]
+    change = changes(*runs, roots=roots)["dfm, 8 steps", "gen_ppl/pooled"]
+    assert (change.verdict, change.needed) == ("not separable", None)
+
+
+def test_difference_and_percent_say_alike_what_they_are_over(cell: Make, tmp_path: Path) -> None:
+    roots = (tmp_path / "a", tmp_path / "b")
+    shifts = (np.zeros(64), np.random.default_rng(1).normal(0.5, 0.1, 64))
+    runs = [stored(root, cell, shift, prefix="held-out 8") for root, shift in zip(roots, shifts, strict=True)]
+    change = changes(*runs, roots=roots)["dfm, 8 steps", "gen_ppl/pooled"]
+    assert change.difference is not None
+    assert change.percent is not None
+    for found in (change.difference, change.percent):
+        assert "over 32 prompts (64 sequences)" in found.description
+    assert change.percent.low < change.percent.value < change.percent.high
 
 
 def test_other_weights_are_matched_by_their_settings_and_said(cell: Make) -> None:

@@ -12,6 +12,7 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import isotonic_regression
 
 from tsdfm_bench.results import schema
+from tsdfm_bench.results.arrays import write_scores
 from tsdfm_bench.results.columns import columns_path, terms, write_columns
 from tsdfm_bench.results.frontier import (
     OutOfRange,
@@ -25,6 +26,7 @@ from tsdfm_bench.results.frontier import (
     read_curve,
 )
 from tsdfm_bench.results.replicates import Replicates, interval
+from tsdfm_bench.results.store import RunFolder
 
 Make = Callable[..., list[dict[str, Any]]]
 
@@ -174,6 +176,20 @@ def test_replicates_come_from_columns_where_they_are_the_value(cell: Make, tmp_p
     assert np.array_equal(redrawn, Replicates(summary, tmp_path).of("a", "gen_ppl/pooled", "s"))
 
 
+@pytest.mark.parametrize("older", [False, True])
+def test_replicates_come_from_scores_where_there_are_no_columns(cell: Make, tmp_path, older: bool) -> None:
+    """Also in folders of an older version, where cells lie side by side."""
+    rng = np.random.default_rng(0)
+    nll = [rng.gamma(4.0, 1.0, 20) for _ in range(64)]
+    rows = cell("mdlm", {"hf:org/s": float(np.exp(np.concatenate(nll).mean()))}, 3.8, cell="abc", steps=8, n=64)
+    (tmp_path / "cells" / ("abc" if older else "ab")).mkdir(parents=True)
+    path = RunFolder(tmp_path).scores_path("hf:org/s", "abc")
+    assert (path.parent.name == "ab") is not older
+    units = [np.arange(20)] * 64
+    write_scores(path, nll, units, [np.zeros(20, dtype=bool)] * 64, [80] * 64)
+    assert Replicates(schema.from_rows(rows), tmp_path).how("abc", "gen_ppl/pooled", "hf:org/s") == "sequences"
+
+
 def test_cells_with_the_same_prompts_are_resampled_together(cell: Make, tmp_path) -> None:
     rng = np.random.default_rng(0)
     loss = rng.gamma(4.0, 1.0, 256)
@@ -198,6 +214,7 @@ def test_interval_of_replicates() -> None:
     assert (found.low, found.high) == pytest.approx((-1.96, 1.96), abs=0.05)
     assert interval(0.0, rng.normal(size=2000), n=5).high > 2.5  # few sequences: wider
     assert interval(math.nan, np.zeros(200)).reason == "the value is nan"
-    assert "not finite" in interval(1.0, np.full(200, np.nan)).reason
+    assert "has no interval" in interval(1.0, np.full(200, np.nan)).reason
+    assert "100 of 200 resamples are not finite" in interval(1.0, np.repeat([np.nan, 1.0], 100)).reason
     assert "same side" in interval(5.0, rng.normal(size=2000)).reason
     assert interval(2.0, np.full(200, 2.0)).method == "constant"

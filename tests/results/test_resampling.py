@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from tsdfm_bench.results import resampling
 from tsdfm_bench.results.columns import FORMS, Terms, cell_columns, columns_path, read_columns, terms, write_columns
 from tsdfm_bench.results.files import CorruptFile
 from tsdfm_bench.results.resampling import (
@@ -158,6 +160,21 @@ def test_permutations_are_exact_where_all_are_drawn() -> None:
     exact = np.mean([t(s * (x - y)) >= t(x - y) - 1e-12 for s in signs])
     found = permutation_terms(terms("mean", (x,)), terms("mean", (y,)), paired=True, resamples=20_000)
     assert found == pytest.approx(exact, abs=0.01)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_permutations_are_made_in_blocks_and_are_the_same_ones(paired: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    a, b = (terms("mean", (rng.gamma(4.0, scale, 1500),)) for scale in (1.0, 1.02))
+    tracemalloc.start()
+    found = permutation_terms(a, b, paired=paired, resamples=3000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * 3000 * a.n * 1.2  # all swaps at once, or half a split, take that much in a single array
+    monkeypatch.setattr(resampling, "_ELEMENTS", 10_000)
+    assert permutation_terms(a, b, paired=paired, resamples=3000) == found
+    monkeypatch.setattr(resampling, "_ELEMENTS", 1 << 30)
+    assert permutation_terms(a, b, paired=paired, resamples=3000) == found
 
 
 def test_permutation_of_what_cannot_differ() -> None:

@@ -139,6 +139,43 @@ def test_variants_are_found_by_their_settings_though_labels_name_checkpoints(tmp
     assert sorted(choice.cells["random"]) == ["def0", "def1", "def2"]
 
 
+TIMES = """[[claims]]
+id = "times"
+title = "times"
+value = "seconds(student)"
+holds = "< 0.8"
+[[claims]]
+id = "counts"
+title = "counts"
+value = "calls(teacher) / calls(student)"
+holds = ">= 10"
+"""
+
+
+def test_times_over_seeds_are_means_of_logarithms_with_an_interval(tmp_path: Path) -> None:
+    """1, 1 and 4 sequences a second: what figures show, and not the mean of 1, 1 and 0.25 seconds."""
+    rates = (1.0, 1.0, 4.0)
+    rows: list[dict[str, Any]] = cell("dfm", 80.0, "fff", steps=1024, calls=300.0)
+    for seed, rate in enumerate(rates):
+        made = cell("tsdfm", 40.0, f"abc{seed}", checkpoint="x" + (f"-s{seed}" if seed else ""))
+        speed = {"metric": "sequences_per_second", "scorer": "", "scorer_revision": "", "unit": "1/s", "value": rate}
+        rows += [*made, {**made[0], **speed, "low": None, "high": None, "definition": "speed"}]
+    schema.write_summary(tmp_path, schema.from_rows(rows))
+    claims = CLAIMS.partition("[[claims]]")[0] + TIMES
+    times, counts = (v.instances[0] for v in verify(load_evidence(tmp_path), parse_claims(claims)))
+    expected = t_interval([1 / rate for rate in rates], "s")
+    assert times.value == pytest.approx(expected.value) == pytest.approx(0.63, abs=0.001)
+    assert times.low is not None
+    assert times.high is not None
+    assert times.low < 0.2
+    assert times.high > 2.0
+    assert times.status == "not separable"
+    assert counts.status == "reproduced"
+    for instance in (times, counts):
+        assert "over 3 training seeds" in instance.reason
+        assert "measured once" not in instance.reason
+
+
 def test_equal_networks_move_together() -> None:
     a, b = (over_seeds(values, ("x", "y", "z"), 500) for values in ((1.0, 2.0, 4.0), (2.0, 4.0, 8.0)))
     assert b / a == pytest.approx(np.full(501, 2.0))

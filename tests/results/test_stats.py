@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+import tsdfm_bench.results
 from tsdfm_bench.results import stats
+from tsdfm_bench.results.columns import terms
+from tsdfm_bench.results.resampling import compare_terms
 
 
 def mean(x: np.ndarray) -> np.ndarray:
@@ -153,82 +156,40 @@ def test_wrong_use_is_explained() -> None:
     with pytest.raises(ValueError, match="resamples"):
         stats.bootstrap((x,), mean, resamples=10)
     with pytest.raises(ValueError, match="equally many"):
-        stats.difference((x,), (x[:3],), mean, paired=True)
+        stats.ratio((x,), (x[:3],), mean, paired=True)
 
 
-def test_pairing_narrows_the_difference() -> None:
+def test_pairing_narrows_a_ratio() -> None:
     rng = np.random.default_rng(2)
     nll, units = _text(rng, 128)
     other = nll * 1.02
-    paired = stats.difference((other, units), (nll, units), pooled, paired=True)
-    apart = stats.difference((other, units), (nll, units), pooled, paired=False)
-    assert paired.value == apart.value > 0
-    assert paired.low > 0 > apart.low
+    paired = stats.ratio((other, units), (nll, units), pooled, paired=True)
+    apart = stats.ratio((other, units), (nll, units), pooled, paired=False)
+    assert paired.value == apart.value > 1
+    assert paired.low > 1 > apart.low
     assert paired.standard_error < 0.2 * apart.standard_error
-    assert stats.difference((nll, units), (nll, units), pooled, paired=True).method == "constant"
-
-
-def test_ratio_and_reduction_are_two_views_of_one_thing() -> None:
-    rng = np.random.default_rng(3)
-    a, b = _text(rng, 100), _text(rng, 140, shift=0.2)
-    ratio = stats.ratio(a, b, pooled, paired=False)
-    reduction = stats.reduction_percent(a, b, pooled, paired=False)
-    assert ratio.n == 100
-    assert reduction.value == pytest.approx(100 * (1 - ratio.value))
-    assert reduction.low == pytest.approx(100 * (1 - ratio.high), rel=1e-6)
-    assert reduction.high == pytest.approx(100 * (1 - ratio.low), rel=1e-6)
+    assert stats.ratio((nll, units), (nll, units), pooled, paired=True).method == "constant"
     nothing = np.zeros(10)
     assert stats.ratio((nothing + 1,), (nothing,), mean, paired=True).method == "none"
 
 
-def test_unpaired_coverage_of_a_difference() -> None:
-    """Rows of different size: the 95 % interval of a difference of means covers in 90 to 99 % of 150 repetitions."""
-    rng = np.random.default_rng(11)
-    hits = 0
-    for repetition in range(150):
-        a, b = rng.gamma(4, 1, 60), rng.gamma(3, 1, 90)
-        interval = stats.difference((a,), (b,), mean, paired=False, seed=repetition)
-        hits += interval.low <= 1.0 <= interval.high
-    assert 0.90 <= hits / 150 <= 0.99
+def test_ratio_of_rows_of_different_size_agrees_with_that_of_known_forms() -> None:
+    rng = np.random.default_rng(3)
+    a, b = _text(rng, 100), _text(rng, 140, shift=0.2)
+    ratio = stats.ratio(a, b, pooled, paired=False)
+    studentised = compare_terms(terms("exp-ratio", a), terms("exp-ratio", b), "ratio", paired=False)
+    assert ratio.n == 100
+    assert ratio.value == pytest.approx(studentised.value)
+    width = studentised.high - studentised.low
+    assert (ratio.low, ratio.high) == pytest.approx((studentised.low, studentised.high), abs=0.1 * width)
 
 
-def test_permutation_counts_small_cases_out() -> None:
-    """Three pairs, all differences positive: 2 of the 8 sign patterns are as extreme."""
-    a, b = np.array([2.0, 3.0, 4.0]), np.array([1.0, 1.5, 1.0])
-    assert stats.permutation_pvalue((a,), (b,), mean, paired=True) == pytest.approx(2 / 8)
-    # Unpaired, complete separation of 3 + 3: 2 of the 20 splits.
-    assert stats.permutation_pvalue((a,), (b - 5,), mean, paired=False) == pytest.approx(2 / 20)
-
-
-def test_permutation_keeps_its_level_and_finds_differences() -> None:
-    rng = np.random.default_rng(4)
-    rejected = 0
-    for repetition in range(200):
-        x, y = rng.gamma(3, 1, 30), rng.gamma(3, 1, 30)
-        rejected += (
-            stats.permutation_pvalue((x,), (y,), mean, paired=repetition % 2 == 0, seed=repetition, resamples=199)
-            <= 0.05
-        )
-    assert rejected / 200 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 200)
-    a, b = _text(rng, 60), _text(rng, 60, shift=1.0)
-    assert stats.permutation_pvalue(a, b, pooled, paired=False) < 0.01
-
-
-def test_permutation_keeps_columns_of_a_sequence_together() -> None:
-    """NLL sums and counts vary wildly, their ratio is constant: no permutation shows any difference."""
-    units = np.arange(1.0, 41.0)
-    nll = 2.0 * units
-    p = stats.permutation_pvalue((nll[:20], units[:20]), (nll[20:], units[20:]), pooled, paired=False)
-    assert p > 0.5
-
-
-def test_permutation_degenerate() -> None:
-    x = np.arange(6.0)
-    assert stats.permutation_pvalue((x,), (x,), mean, paired=True) == 1.0
-    assert math.isnan(stats.permutation_pvalue((x[:1],), (x[:1],), mean, paired=True))
-    assert math.isnan(stats.permutation_pvalue((x * np.nan,), (x,), mean, paired=False))
-    with pytest.raises(ValueError, match="equally many"):
-        stats.permutation_pvalue((x,), (x[:4],), mean, paired=True)
+def test_two_rows_are_compared_by_one_arithmetic_only() -> None:
+    """What a notebook imports gives the numbers of the commands."""
+    assert {"compare_terms", "permutation_terms", "n_to_separate"} <= set(tsdfm_bench.results.__all__)
+    gone = {"difference", "reduction_percent", "permutation_pvalue", "n_to_separate_rows", "compare"}
+    assert not gone & set(tsdfm_bench.results.__all__)
+    assert not any(hasattr(stats, name) for name in gone)
 
 
 def test_holm_by_hand() -> None:
@@ -253,16 +214,13 @@ def test_n_to_separate_matches_the_textbook() -> None:
     a, b = rng.normal(size=4000), rng.normal(size=4000)
     a, b = (a - a.mean()) / a.std(), (b - b.mean()) / b.std() + 0.25
     textbook = 2 * (1.959964 + 0.841621) ** 2 / 0.25**2
-    needed = stats.n_to_separate(stats.difference((a,), (b,), mean, paired=False))
-    assert needed == pytest.approx(textbook, rel=0.1)
-    half = 1.959964 / math.sqrt(4000)
-    assert stats.n_to_separate_rows((0.0, -half, half, 4000), (0.25, 0.25 - half, 0.25 + half, 4000)) == math.ceil(
-        textbook
-    )
+    difference = compare_terms(terms("mean", (a,)), terms("mean", (b,)), paired=False)
+    assert stats.n_to_separate(difference) == pytest.approx(textbook, rel=0.01)
+    stricter = 2 * (2.575829 + 0.841621) ** 2 / 0.25**2
+    assert stats.n_to_separate(difference, confidence=0.99) == pytest.approx(stricter, rel=0.01)
 
 
 def test_n_to_separate_equal_rows_is_unknown() -> None:
-    x = np.random.default_rng(0).normal(size=20)
-    assert stats.n_to_separate(stats.difference((x,), (x,), mean, paired=True)) is None
-    assert stats.n_to_separate(stats.bootstrap((x[:1],), mean)) is None
-    assert stats.n_to_separate_rows((1.0, 0.9, 1.1, 10), (1.0, 0.9, 1.1, 10)) is None
+    x = terms("mean", (np.random.default_rng(0).normal(size=20),))
+    assert stats.n_to_separate(compare_terms(x, x, paired=True)) is None
+    assert stats.n_to_separate(stats.bootstrap((x.a[:1],), mean)) is None
