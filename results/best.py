@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from tsdfm_bench.results.replicates import Replicates, stream
+from tsdfm_bench.results.replicates import Replicates, own_spread, stream
 from tsdfm_bench.results.resampling import separation
 from tsdfm_bench.results.rows import CellRows, Row, finite
 from tsdfm_bench.results.stats import holm
@@ -57,7 +57,7 @@ def pvalue(a: Row, b: Row, replicates: Replicates) -> float:
             )
         return separation(one, two, paired=paired, clusters=None if clusters is None else clusters[: one.n])
     ends = [a["low"], a["high"], b["low"], b["high"]]
-    if a["metric"].startswith("mauve") or not all(finite(end) for end in ends):
+    if own_spread(a) or not all(finite(end) for end in ends):
         return math.nan  # MAUVE's ends are those of its k-means seeds, not of an interval
     if min(ends[0], ends[2]) > 0:
         gap = math.log(a["value"] / b["value"])

@@ -273,8 +273,8 @@ class _Test:
         if found.method == "none":
             return "not testable", f"{text}, without an interval: {found.reason}", None
         low, high = found.low, found.high
-        if rows.timed and found.method == "constant":
-            low, high = sorted((found.value / TIMING, found.value * TIMING))
+        if rows.timed and any(quantity.function == "seconds" for quantity in self.claim.value.quantities):
+            low, high = min(low / TIMING, low * TIMING), max(high / TIMING, high * TIMING)
         ends = [bound.margins(end) for end in (low, high)]
         sides = [tuple(sorted(pair)) for pair in zip(*ends, strict=True)]  # per side: worst and best margin
         over = f" (over {rows.seeds} training seeds)" if rows.seeds else ""

@@ -176,6 +176,23 @@ def test_times_over_seeds_are_means_of_logarithms_with_an_interval(tmp_path: Pat
         assert "measured once" not in instance.reason
 
 
+@pytest.mark.parametrize(("bound", "status"), [("< 12", "not separable"), ("< 25", "reproduced")])
+def test_a_time_measured_once_may_be_off_by_two_beside_one_of_several_seeds(
+    tmp_path: Path, bound: str, status: str
+) -> None:
+    """The teacher's 10 s were timed once; the students' three times, nearly equal, say nothing of that."""
+    rows: list[dict[str, Any]] = []
+    timed = [(cell("dfm", 80.0, "fff", steps=1024, calls=300.0), 0.1)]
+    timed += [(cell("tsdfm", 40.0, f"abc{i}", checkpoint=f"x-s{i}"), r) for i, r in enumerate((1.0, 1.001, 0.999))]
+    for made, rate in timed:
+        speed = {"metric": "sequences_per_second", "scorer": "", "scorer_revision": "", "unit": "1/s", "value": rate}
+        rows += [*made, {**made[0], **speed, "low": None, "high": None, "definition": "speed"}]
+    schema.write_summary(tmp_path, schema.from_rows(rows))
+    times = TIMES.replace("seconds(student)", "seconds(teacher) / seconds(student)").replace("< 0.8", bound)
+    claims = parse_claims(CLAIMS.partition("[[claims]]")[0] + times)
+    assert verify(load_evidence(tmp_path), claims, ["times"])[0].status == status
+
+
 def test_equal_networks_move_together() -> None:
     a, b = (over_seeds(values, ("x", "y", "z"), 500) for values in ((1.0, 2.0, 4.0), (2.0, 4.0, 8.0)))
     assert b / a == pytest.approx(np.full(501, 2.0))
