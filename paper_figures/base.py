@@ -14,6 +14,7 @@ missing, and the published numbers beside them. It raises `NothingToDraw` if no 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -23,6 +24,7 @@ from tsdfm_bench.results.plots import NothingToDraw
 from tsdfm_bench.results.recipes import recipes, without_some
 from tsdfm_bench.results.rows import Row
 from tsdfm_bench.results.seeds import by_recipe, defaults
+from tsdfm_bench.results.style import FAINT, text_colour
 from tsdfm_bench.results.table_model import Table
 
 if TYPE_CHECKING:
@@ -196,3 +198,12 @@ def unique_rows(rows: list[Row | None]) -> list[Row]:
     """Rows without None, each once."""
     found = {(row["cell"], row["metric"], row["scorer"]): row for row in rows if row is not None}
     return list(found.values())
+
+
+def mark_incomplete(figure: Figure, missing: Sequence[str]) -> None:
+    """Say at the lower edge of a figure that rows are missing; call it before the figure is laid out."""
+    if missing:
+        shown = "; ".join(missing[:2]) + (f"; and {len(missing) - 2} more" if len(missing) > 2 else "")
+        shown = shown if len(shown) < 90 else shown[:87] + "..."
+        text = f"incomplete, no row for: {shown}"
+        figure.supxlabel(text, x=0.01, ha="left", fontsize=5, color=text_colour(FAINT))

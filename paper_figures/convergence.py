@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from tsdfm_bench.paper_figures.axes import bars, log_axis, mark_incomplete, step_axis
-from tsdfm_bench.paper_figures.base import Made, NothingToDraw, Scene, named, scenes, unique_rows
+from tsdfm_bench.paper_figures.base import Made, NothingToDraw, Scene, mark_incomplete, named, scenes, unique_rows
+from tsdfm_bench.results.axes import error_bars, log_axis, step_axis
 from tsdfm_bench.results.evidence import Evidence, EvidenceCell
 from tsdfm_bench.results.rows import Row, finite
 from tsdfm_bench.results.style import COLUMN_IN, FAINT, Label, finish, looks, new_figure, styled
@@ -86,7 +86,7 @@ def _one(scene: Scene, name: str) -> Made:
                     continue
                 x, values = [int(s) for s, _ in points], [row for _, row in points]
                 axes.plot(x, [row["value"] for row in values], **look[label])
-                bars(axes, x, [row for row in values if _above(row)], look[label]["color"]) if all(
+                error_bars(axes, x, [row for row in values if _above(row)], look[label]["color"]) if all(
                     map(_above, values)
                 ) else None
                 order = fitted_order(x, [row["value"] for row in values], floor)

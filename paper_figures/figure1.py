@@ -12,9 +12,19 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from tsdfm_bench.paper_figures.axes import bars, log_axis, mark_incomplete, step_axis
-from tsdfm_bench.paper_figures.base import LONG, SHORT, Made, NothingToDraw, Scene, named, scenes, unique_rows
+from tsdfm_bench.paper_figures.base import (
+    LONG,
+    SHORT,
+    Made,
+    NothingToDraw,
+    Scene,
+    mark_incomplete,
+    named,
+    scenes,
+    unique_rows,
+)
 from tsdfm_bench.paper_figures.published import published
+from tsdfm_bench.results.axes import error_bars, log_axis, step_axis
 from tsdfm_bench.results.evidence import Evidence, EvidenceCell
 from tsdfm_bench.results.formula import Quantity
 from tsdfm_bench.results.numbers import plain
@@ -94,7 +104,7 @@ def _one(scene: Scene, judge: str, name: str) -> Made:
                     networks = [cell.behind(metric, scorer) for cell in cells]
                     axes.plot(x, [row["value"] for row in values], **look[method])
                     seed_marks(axes, x, networks)
-                    bars(axes, x, values, look[method]["color"])
+                    error_bars(axes, x, values, look[method]["color"])
                     points += networks
                 value = float(cells[-1].rows[ppl or "", judge]["value"])
                 text = "dfm (teacher)" if method == "dfm" and x[-1] == LONG else method

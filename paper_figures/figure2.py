@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from tsdfm_bench.paper_figures.axes import mark_incomplete
-from tsdfm_bench.paper_figures.base import Made, NothingToDraw
+from tsdfm_bench.paper_figures.base import Made, NothingToDraw, mark_incomplete
 from tsdfm_bench.results.evidence import Evidence
 from tsdfm_bench.results.rows import Row
 from tsdfm_bench.results.style import COLUMN_IN, Label, finish, looks, new_figure, styled

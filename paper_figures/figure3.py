@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from tsdfm_bench.paper_figures.ablation import Ablation, Level, ablations, lacking
-from tsdfm_bench.paper_figures.axes import log_axis, mark_incomplete
-from tsdfm_bench.paper_figures.base import Made, NothingToDraw, unique_rows
+from tsdfm_bench.paper_figures.base import Made, NothingToDraw, mark_incomplete, unique_rows
+from tsdfm_bench.results.axes import log_axis
 from tsdfm_bench.results.evidence import Evidence
 from tsdfm_bench.results.plots import seed_marks
 from tsdfm_bench.results.rows import Row, finite

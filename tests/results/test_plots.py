@@ -116,6 +116,16 @@ def test_many_curves_are_split_by_steps(cell: Make) -> None:
     assert len(draw("frontier", schema.from_rows(rows[:40]))) == 1
 
 
+def test_the_largest_step_count_is_labelled_however_many_there_are(cell: Make) -> None:
+    for most in (8, 10, 11, 12, 18):
+        counts = [2**k for k in range(1, most + 1)]
+        rows = [row for s in counts for row in cell("mdlm", {"s": 90.0 / s**0.1}, 3.7, cell=str(s), steps=s)]
+        (drawing,) = draw("steps", schema.from_rows(rows))
+        ticks = drawing.figure.axes[1].get_xticks().tolist()
+        assert ticks[-1] == counts[-1]
+        assert 4 < len(ticks) <= 8
+
+
 def test_labels_neither_overlap_nor_leave_the_figure(swept: list[dict[str, Any]]) -> None:
     from matplotlib.text import Text
 
