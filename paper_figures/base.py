@@ -14,13 +14,13 @@ missing, and the published numbers beside them. It raises `NothingToDraw` if no 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from tsdfm_bench.paper_figures.published import Number
 from tsdfm_bench.results.evidence import Evidence, EvidenceCell
-from tsdfm_bench.results.plots import NothingToDraw
+from tsdfm_bench.results.plots import NothingToDraw, file_names
 from tsdfm_bench.results.recipes import recipes, without_some
 from tsdfm_bench.results.rows import Row
 from tsdfm_bench.results.seeds import by_recipe, defaults
@@ -188,10 +188,14 @@ def scenes(evidence: Evidence) -> list[Scene]:
 
 
 def named(name: str, scene: Scene, others: list[Scene]) -> str:
-    """A file name: the plain one for the first scene, with task and length for the others."""
-    if scene is others[0]:
-        return name
-    return f"{name}-{scene.task}-{scene.length}" + (f"-{others.index(scene)}" if scene.group[4] else "")
+    """A name: the plain one for the first scene, with task and length for the others; see `own_names`."""
+    return name if scene is others[0] else f"{name}-{scene.task}-{scene.length}"
+
+
+def own_names(made: Iterable[Made]) -> list[Made]:
+    """The same under names that are file names, no two alike, see `results.plots.file_names`."""
+    made = list(made)
+    return [replace(one, name=name) for one, name in zip(made, file_names(one.name for one in made), strict=True)]
 
 
 def unique_rows(rows: list[Row | None]) -> list[Row]:

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from tsdfm_bench.paper_figures.base import Made, NothingToDraw, Scene, mark_incomplete, named, scenes, unique_rows
+from tsdfm_bench.paper_figures.base import (
+    Made,
+    NothingToDraw,
+    Scene,
+    mark_incomplete,
+    named,
+    own_names,
+    scenes,
+    unique_rows,
+)
 from tsdfm_bench.results.axes import error_bars, log_axis, step_axis
 from tsdfm_bench.results.evidence import Evidence, EvidenceCell
 from tsdfm_bench.results.rows import Row, finite
@@ -39,7 +48,7 @@ class Convergence:
             raise NothingToDraw(
                 "no sampler with the oracle's exact predictions at several step counts on a task with an exact law"
             )
-        return [_one(scene, named("convergence", scene, places)) for scene in places]
+        return own_names(_one(scene, named("convergence", scene, places)) for scene in places)
 
 
 def _lines(scene: Scene) -> dict[str, list[EvidenceCell]]:

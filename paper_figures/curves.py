@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from tsdfm_bench.paper_figures.base import Made, NothingToDraw, without_options
+from tsdfm_bench.paper_figures.base import Made, NothingToDraw, own_names, without_options
 from tsdfm_bench.results import plots
 from tsdfm_bench.results.evidence import Evidence, EvidenceCell
 from tsdfm_bench.results.seeds import defaults
@@ -62,7 +62,7 @@ def _drawn(
         raise NothingToDraw("no finished generator" + (" at several temperatures" if kind == "frontier" else ""))
     name = {"cost": "speed-quality"}.get(kind, kind)
     drawings = plots.draw(kind, evidence.summary(chosen), replicates=evidence.replicates, variants=evidence.variants)
-    return [
+    return own_names(
         Made(
             name=drawing.name.replace(kind, name, 1),
             title=drawing.title,
@@ -71,4 +71,4 @@ def _drawn(
             notes=drawing.notes,
         )
         for drawing in drawings
-    ]
+    )

@@ -20,6 +20,7 @@ from tsdfm_bench.paper_figures.base import (
     Scene,
     mark_incomplete,
     named,
+    own_names,
     scenes,
     unique_rows,
 )
@@ -57,7 +58,7 @@ class Figure1:
         for scene in places:
             judges = scene.scorers(scene.metric("perplexity"))
             found += [_one(scene, judge, named("figure1", scene, places)) for judge in judges]
-        return found
+        return own_names(found)
 
 
 def _drawable(scene: Scene) -> bool:
@@ -124,7 +125,7 @@ def _one(scene: Scene, judge: str, name: str) -> Made:
     shown = unique_rows([*(row for networks in points for row in networks), *rows])
     notes += _common(shown, points, scene)
     return Made(
-        name=f"{name}-{judge}".replace(":", "-").replace("/", "-"),
+        name=f"{name}-{judge}",
         title=f"gen-PPL ({judge}) against steps, {scene.name}",
         rows=shown,
         figure=figure,

@@ -9,12 +9,14 @@ length, scorer or convention never share a panel. Call `draw` and save with `sty
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tsdfm_bench.results.axes import error_bars, log_axis, step_axis
 from tsdfm_bench.results.columns import terms
+from tsdfm_bench.results.files import slug
 from tsdfm_bench.results.frontier import (
     SAME_LINE,
     Curve,
@@ -340,13 +342,17 @@ def _wrapped(name: str) -> str:
 def _numbered(drawings: list[Drawing]) -> list[Drawing]:
     """Names of their own for drawings that share one (several lengths or prefixes)."""
     names = [drawing.name for drawing in drawings]
-    seen: dict[str, int] = {}
-    result = []
-    for d in drawings:
-        seen[d.name] = seen.get(d.name, 0) + 1
-        name = f"{d.name}-{seen[d.name]}" if names.count(d.name) > 1 else d.name
-        result.append(Drawing(name.replace(":", "-").replace("/", "-"), d.title, d.figure, d.rows, d.notes))
-    return result
+    wanted = [f"{name}-{names[: i + 1].count(name)}" if names.count(name) > 1 else name for i, name in enumerate(names)]
+    return [replace(drawing, name=name) for drawing, name in zip(drawings, file_names(wanted), strict=True)]
+
+
+def file_names(names: Iterable[str]) -> list[str]:
+    """A file name for each of these, no two alike: cleaned where that is needed, and numbered where it is taken."""
+    found: list[str] = []
+    for name in names:
+        tries = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        found.append(next(own for one in tries if (own := slug(one)) not in found))
+    return found
 
 
 # -------------------------------------------------------------------------------------------- steps and cost

@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 from tsdfm_bench.cli import app
 from tsdfm_bench.config import SweepConfig, make_config
 from tsdfm_bench.paper_figures.base import scenes
-from tsdfm_bench.paper_figures.convergence import fitted_order
+from tsdfm_bench.paper_figures.convergence import Convergence, fitted_order
 from tsdfm_bench.paper_figures.curves import Frontier, Speed
 from tsdfm_bench.paper_figures.figure1 import Figure1, against_teacher
+from tsdfm_bench.paper_figures.figure3 import Figure3
 from tsdfm_bench.paper_figures.published import Published, published
 from tsdfm_bench.paper_figures.table1 import Table1
 from tsdfm_bench.paper_figures.table2 import Table2
@@ -27,7 +28,7 @@ from tsdfm_bench.results import schema
 from tsdfm_bench.results.claim_file import parse_claims
 from tsdfm_bench.results.claims import verify
 from tsdfm_bench.results.evidence import load_evidence
-from tsdfm_bench.results.store import write_json, write_table
+from tsdfm_bench.results.store import check_name, write_json, write_table
 from tsdfm_bench.results.style import figure_metadata
 from tsdfm_bench.results.training import TRAJECTORY_COLUMNS
 
@@ -216,6 +217,44 @@ def test_a_plugin_figure_and_a_broken_one(results: Path, tmp_path: Path) -> None
     both = invoke(*words, "mine,broken")
     assert both.exit_code == 1
     assert [report["state"] for report in json.loads(both.stdout)["figures"]] == ["drawn", "failed"]
+
+
+def test_every_file_has_a_name_of_its_own(results: Path) -> None:
+    """Texts with options in their name, two of equal name and length, and two lengths."""
+    rows = load_evidence(results).summary().to_dict("records")
+    text = {"task": "text:tinystories[length=64;tokenizer=bpe-8192]"}
+    others: list[dict[str, Any]] = [text, text | {"data_hash": "e"}, {"length": 128}, {"length": 256}]
+    copies = [{**row, **other, "cell": f"{i} {row['cell']}"} for i, other in enumerate(others) for row in rows]
+    schema.write_summary(results, schema.from_rows([*rows, *copies]))
+    evidence = load_evidence(results)
+    for figure in (Table1, Table2, Figure1, Figure3, Frontier, Speed, Convergence):
+        names = [made.name for made in figure().make(evidence)]
+        assert len(set(names)) == len(names) >= 5
+        assert [check_name(name) for name in names] == names
+    names = [made.name for made in Table2().make(evidence)]
+    assert (names[0], *names[3:]) == ("table2", "table2-t-uniform", "table2-t-uniform-2")
+
+
+def test_what_cannot_be_written_stops_nothing_else(results: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from tsdfm_bench.paper_figures.base import Made\n"
+        "from tsdfm_bench.results.table_model import Table, TableColumn\n"
+        "class Mine:\n    title = 'mine'; sweep = ''\n"
+        "    def make(self, evidence):\n"
+        "        table = Table('mine', [TableColumn('a', 'a')], [])\n"
+        "        return [Made(name, 'mine', [], table=table) for name in ('../mine', 'mine')]\n"
+        "FIGURES = {'mine': Mine}\n"
+    )
+    words = ("figures", "--results", results, "--out", tmp_path / "out", "--plugin", file, "--json")
+    done = invoke(*words, "--only", "mine,table3")
+    assert done.exit_code == 1
+    reports = json.loads(done.stdout)["figures"]
+    assert [report["state"] for report in reports] == ["failed", "drawn", "drawn"]
+    assert "'../mine' cannot be used as a file name" in reports[0]["reason"]
+    assert (tmp_path / "out" / "mine.md").exists()
+    listed = invoke(*words, "--only", "mine,table3", "--list")
+    assert [report["state"] for report in json.loads(listed.stdout)["figures"]] == ["failed", "current", "current"]
 
 
 def test_recorded_results_are_drawn_and_verified(tmp_path: Path) -> None:
