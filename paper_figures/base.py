@@ -96,17 +96,14 @@ class Scene:
         self.evidence, self.group = evidence, group
         self.task, self.length = str(group[0]), group[3]
         self.everything = [cell for cell in evidence.cells if cell.group == group]
-        self.cells = recipes(_standing([cell for cell in self.everything if cell.first["kind"] == "method"]))
+        standing = recipes(_standing([cell for cell in self.everything if cell.first["kind"] == "method"]))
         self._by_key: dict[tuple[Any, ...], EvidenceCell] = {}
-        self.left_out = 0
-        for cell in self.cells:
+        for cell in standing:
             key = (cell.first["method"], cell.first["source"], cell.first["steps"])
-            if key in self._by_key:
-                self.left_out += 1
-                if (cell.n or 0) <= (self._by_key[key].n or 0):
-                    continue
-            self._by_key[key] = cell
+            if key not in self._by_key or (cell.n or 0) > (self._by_key[key].n or 0):
+                self._by_key[key] = cell
         self.cells = list(self._by_key.values())
+        self._left_out = len(standing) - len(self.cells)
         metrics = {metric for cell in self.everything for metric, _ in cell.rows}
         self.metrics = metrics
         self.undone = [cell for cell in evidence.undone if cell.first["task"] in ("", self.task)]
@@ -121,6 +118,14 @@ class Scene:
     def real(self) -> EvidenceCell | None:
         """Held-out real text."""
         return next((cell for cell in self.everything if cell.is_real), None)
+
+    @property
+    def left_out(self) -> list[str]:
+        """A sentence on cells that share method, source and steps with one that is shown; nothing without any."""
+        if not self._left_out:
+            return []
+        cells = f"{self._left_out} further cells" if self._left_out > 1 else "1 further cell"
+        return [f"{cells} with other weights or seeds not shown."]
 
     @property
     def references(self) -> list[EvidenceCell]:

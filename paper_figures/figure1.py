@@ -214,8 +214,6 @@ def _common(rows: list[Row], points: list[list[Row]], scene: Scene) -> list[str]
     bars_are = f"bars are 95 % intervals {over_what(points)}"
     notes = [f"n = {', '.join(map(str, counts))} sequences; {bars_are}."] if counts else []
     notes += [f"{text} Small marks are single seeds." for text in about_seeds(points)]
-    notes += scene.without_some
-    if scene.left_out:
-        notes.append(f"{scene.left_out} further cells with other weights or seeds are not shown.")
+    notes += scene.without_some + scene.left_out
     definitions = dict.fromkeys(row["definition"] for row in rows if row["scorer"])
     return [*notes, *(f"{text}." for text in definitions if text)]

@@ -139,7 +139,7 @@ def _notes(scene: Scene, rows: list[Row], used: list[Number], missing: list[str]
         f"width of the 95 % interval {over_what(c.networks for c in (*scene.cells, *scene.references))}."
     ) if counts else None
     notes += [f"{text} Flags are those of any seed." for text in about_seeds(cell.networks for cell in scene.cells)]
-    notes += scene.without_some
+    notes += scene.without_some + scene.left_out
     codes = dict.fromkeys(code for row in rows for code in row["flags"].split() if code in _TOLD)
     notes += [f"{code}: {FLAGS[code]}." for code in codes]
     notes += [f"{text}." for text in dict.fromkeys(r["definition"] for r in rows if r["scorer"] and r["definition"])]

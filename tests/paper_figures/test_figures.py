@@ -219,6 +219,17 @@ def test_a_plugin_figure_and_a_broken_one(results: Path, tmp_path: Path) -> None
     assert [report["state"] for report in json.loads(both.stdout)["figures"]] == ["drawn", "failed"]
 
 
+def test_cells_of_other_sampling_seeds_are_counted(results: Path) -> None:
+    rows = load_evidence(results).summary().to_dict("records")
+    again = [{**row, "seed": 1, "cell": f"again {row['cell']}"} for row in rows if row["method"] == "dfm"]
+    schema.write_summary(results, schema.from_rows([*rows, *again]))
+    for made in (*Table1().make(load_evidence(results)), *Figure1().make(load_evidence(results))):
+        assert "2 further cells with other weights or seeds not shown." in made.notes
+        assert made.table is None or made.table.notes == made.notes
+    schema.write_summary(results, schema.from_rows(rows))
+    assert not any("further cell" in note for note in Table1().make(load_evidence(results))[0].notes)
+
+
 def test_every_file_has_a_name_of_its_own(results: Path) -> None:
     """Texts with options in their name, two of equal name and length, and two lengths."""
     rows = load_evidence(results).summary().to_dict("records")
