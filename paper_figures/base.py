@@ -152,6 +152,7 @@ class Scene:
         reasons = {
             (c.first["method"], c.first["source"], c.first["steps"]): f" ({c.first['state']}: {c.first['reason']})"
             for c in self.undone
+            if _plain(c)
         }
         return [
             f"{method} {source} {steps} steps{reasons.get((method, source, steps), '')}"
@@ -166,14 +167,23 @@ def plain_draws(cell: EvidenceCell) -> bool:
     return first["temperature"] in (None, 1.0) and first["top_p"] is None and first["draw"] in ("", "fp64")
 
 
+def from_network(cell: EvidenceCell) -> bool:
+    """Whether no exact law stood in for a network's predictions (`--checkpoint oracle`)."""
+    return bool(cell.first["checkpoint"] != "oracle")
+
+
 def without_options(cell: EvidenceCell) -> bool:
     """Whether a method was run as it is by default, from whatever checkpoint."""
     return not {*cell.options} - {"checkpoint"}
 
 
+def _plain(cell: EvidenceCell) -> bool:
+    return plain_draws(cell) and from_network(cell) and without_options(cell)
+
+
 def _standing(cells: list[EvidenceCell]) -> list[EvidenceCell]:
     """Cells that stand for their method: without options, or known to be one of several seeds of a default recipe."""
-    drawn = [c for c in cells if plain_draws(c) and c.first["checkpoint"] != "oracle" and without_options(c)]
+    drawn = [cell for cell in cells if _plain(cell)]
     plain = {(cell.first["method"], cell.first["weights"]) for cell in drawn if not cell.options}
     found = []
     for group in by_recipe(defaults(drawn)):

@@ -219,6 +219,27 @@ def test_a_plugin_figure_and_a_broken_one(results: Path, tmp_path: Path) -> None
     assert [report["state"] for report in json.loads(both.stdout)["figures"]] == ["drawn", "failed"]
 
 
+@pytest.mark.parametrize("figure", [Frontier, Speed])
+def test_samplers_fed_the_exact_law_are_not_their_method(results: Path, figure: type[Frontier] | type[Speed]) -> None:
+    rows = load_evidence(results).summary().to_dict("records")
+    for t in (0.7, 0.85):
+        rows += rows_of("dfm", 10 * t, 3.8, temperature=t, checkpoint="oracle", weights="sha256:00law")
+    schema.write_summary(results, schema.from_rows(rows))
+    for made in figure().make(load_evidence(results)):
+        assert {row["checkpoint"] for row in made.rows if row["method"] == "dfm"} == {"dfm"}
+
+
+def test_what_failed_with_options_is_no_reason_why_a_method_is_missing(results: Path) -> None:
+    rows = load_evidence(results).summary().to_dict("records")
+    undone = {"task": "t", "kind": "method", "state": "failed", "source": "mask", "steps": 8, "length": 64}
+    for method, label, checkpoint in (("dfm", "dfm[k=2]", "x"), ("mdlm", "mdlm", "oracle"), ("sedd", "sedd", "x")):
+        about = {"method": method, "label": label, "checkpoint": checkpoint, "reason": f"{label} broke"}
+        rows.append(undone | about | {"cell": f"undone-{method}"})
+    schema.write_summary(results, schema.from_rows(rows))
+    missing = scenes(load_evidence(results))[0].absent([(name, "mask", 8) for name in ("dfm", "mdlm", "sedd")])
+    assert missing == ["dfm mask 8 steps", "mdlm mask 8 steps", "sedd mask 8 steps (failed: sedd broke)"]
+
+
 def test_every_file_has_a_name_of_its_own(results: Path) -> None:
     """Texts with options in their name, two of equal name and length, and two lengths."""
     rows = load_evidence(results).summary().to_dict("records")
