@@ -14,15 +14,17 @@ missing, and the published numbers beside them. It raises `NothingToDraw` if no 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from tsdfm_bench.paper_figures.published import Number
 from tsdfm_bench.results.evidence import Evidence, EvidenceCell
-from tsdfm_bench.results.plots import NothingToDraw
+from tsdfm_bench.results.plots import NothingToDraw, file_names
 from tsdfm_bench.results.recipes import recipes, without_some
 from tsdfm_bench.results.rows import Row
 from tsdfm_bench.results.seeds import by_recipe, defaults
+from tsdfm_bench.results.style import FAINT, text_colour
 from tsdfm_bench.results.table_model import Table
 
 if TYPE_CHECKING:
@@ -94,17 +96,14 @@ class Scene:
         self.evidence, self.group = evidence, group
         self.task, self.length = str(group[0]), group[3]
         self.everything = [cell for cell in evidence.cells if cell.group == group]
-        self.cells = recipes(_standing([cell for cell in self.everything if cell.first["kind"] == "method"]))
+        standing = recipes(_standing([cell for cell in self.everything if cell.first["kind"] == "method"]))
         self._by_key: dict[tuple[Any, ...], EvidenceCell] = {}
-        self.left_out = 0
-        for cell in self.cells:
+        for cell in standing:
             key = (cell.first["method"], cell.first["source"], cell.first["steps"])
-            if key in self._by_key:
-                self.left_out += 1
-                if (cell.n or 0) <= (self._by_key[key].n or 0):
-                    continue
-            self._by_key[key] = cell
+            if key not in self._by_key or (cell.n or 0) > (self._by_key[key].n or 0):
+                self._by_key[key] = cell
         self.cells = list(self._by_key.values())
+        self._left_out = len(standing) - len(self.cells)
         metrics = {metric for cell in self.everything for metric, _ in cell.rows}
         self.metrics = metrics
         self.undone = [cell for cell in evidence.undone if cell.first["task"] in ("", self.task)]
@@ -119,6 +118,14 @@ class Scene:
     def real(self) -> EvidenceCell | None:
         """Held-out real text."""
         return next((cell for cell in self.everything if cell.is_real), None)
+
+    @property
+    def left_out(self) -> list[str]:
+        """A sentence on cells that share method, source and steps with one that is shown; nothing without any."""
+        if not self._left_out:
+            return []
+        cells = f"{self._left_out} further cells" if self._left_out > 1 else "1 further cell"
+        return [f"{cells} with other weights or seeds not shown."]
 
     @property
     def references(self) -> list[EvidenceCell]:
@@ -145,6 +152,7 @@ class Scene:
         reasons = {
             (c.first["method"], c.first["source"], c.first["steps"]): f" ({c.first['state']}: {c.first['reason']})"
             for c in self.undone
+            if _plain(c)
         }
         return [
             f"{method} {source} {steps} steps{reasons.get((method, source, steps), '')}"
@@ -159,14 +167,23 @@ def plain_draws(cell: EvidenceCell) -> bool:
     return first["temperature"] in (None, 1.0) and first["top_p"] is None and first["draw"] in ("", "fp64")
 
 
+def from_network(cell: EvidenceCell) -> bool:
+    """Whether no exact law stood in for a network's predictions (`--checkpoint oracle`)."""
+    return bool(cell.first["checkpoint"] != "oracle")
+
+
 def without_options(cell: EvidenceCell) -> bool:
     """Whether a method was run as it is by default, from whatever checkpoint."""
     return not {*cell.options} - {"checkpoint"}
 
 
+def _plain(cell: EvidenceCell) -> bool:
+    return plain_draws(cell) and from_network(cell) and without_options(cell)
+
+
 def _standing(cells: list[EvidenceCell]) -> list[EvidenceCell]:
     """Cells that stand for their method: without options, or known to be one of several seeds of a default recipe."""
-    drawn = [c for c in cells if plain_draws(c) and c.first["checkpoint"] != "oracle" and without_options(c)]
+    drawn = [cell for cell in cells if _plain(cell)]
     plain = {(cell.first["method"], cell.first["weights"]) for cell in drawn if not cell.options}
     found = []
     for group in by_recipe(defaults(drawn)):
@@ -186,13 +203,26 @@ def scenes(evidence: Evidence) -> list[Scene]:
 
 
 def named(name: str, scene: Scene, others: list[Scene]) -> str:
-    """A file name: the plain one for the first scene, with task and length for the others."""
-    if scene is others[0]:
-        return name
-    return f"{name}-{scene.task}-{scene.length}" + (f"-{others.index(scene)}" if scene.group[4] else "")
+    """A name: the plain one for the first scene, with task and length for the others; see `own_names`."""
+    return name if scene is others[0] else f"{name}-{scene.task}-{scene.length}"
+
+
+def own_names(made: Iterable[Made]) -> list[Made]:
+    """The same under names that are file names, no two alike, see `results.plots.file_names`."""
+    made = list(made)
+    return [replace(one, name=name) for one, name in zip(made, file_names(one.name for one in made), strict=True)]
 
 
 def unique_rows(rows: list[Row | None]) -> list[Row]:
     """Rows without None, each once."""
     found = {(row["cell"], row["metric"], row["scorer"]): row for row in rows if row is not None}
     return list(found.values())
+
+
+def mark_incomplete(figure: Figure, missing: Sequence[str]) -> None:
+    """Say at the lower edge of a figure that rows are missing; call it before the figure is laid out."""
+    if missing:
+        shown = "; ".join(missing[:2]) + (f"; and {len(missing) - 2} more" if len(missing) > 2 else "")
+        shown = shown if len(shown) < 90 else shown[:87] + "..."
+        text = f"incomplete, no row for: {shown}"
+        figure.supxlabel(text, x=0.01, ha="left", fontsize=5, color=text_colour(FAINT))

@@ -2,19 +2,29 @@
 
 On tasks with an exact law (`markov`, `hmm`, `product`) and the oracle's exact predictions (`--checkpoint oracle`) the
 only error of a sampler is that of its discretisation: total variation to the true n-gram law, and excess NLL. On log
-axes a method of order p is a line of slope -p; its slope is fitted over the points that stand clear of the floor,
-the error of exact draws at the same number of sequences.
+axes a method of order p is a line of slope -p; its slope is fitted over the points that stand clear of the floor, the
+error of exact draws at the same number of sequences. Excess NLL has a sign, and that of exact draws is noise around 0:
+there the floor is the end of their interval that is farther from 0.
 """
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from tsdfm_bench.paper_figures.axes import bars, log_axis, mark_incomplete, step_axis
-from tsdfm_bench.paper_figures.base import Made, NothingToDraw, Scene, named, scenes, unique_rows
+from tsdfm_bench.paper_figures.base import (
+    Made,
+    NothingToDraw,
+    Scene,
+    from_network,
+    mark_incomplete,
+    named,
+    own_names,
+    scenes,
+    unique_rows,
+)
+from tsdfm_bench.results.axes import error_bars, log_axis, step_axis
 from tsdfm_bench.results.evidence import Evidence, EvidenceCell
 from tsdfm_bench.results.rows import Row, finite
 from tsdfm_bench.results.style import COLUMN_IN, FAINT, Label, finish, looks, new_figure, styled
@@ -23,6 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MEASURES = {"tv_2": "total variation\n(bigrams)", "excess_nll": "excess NLL\n(nats/token)"}
+SIGNED = ("excess_nll",)
 CLEAR = 2.0  # times the floor
 
 
@@ -39,7 +50,7 @@ class Convergence:
             raise NothingToDraw(
                 "no sampler with the oracle's exact predictions at several step counts on a task with an exact law"
             )
-        return [_one(scene, named("convergence", scene, places)) for scene in places]
+        return own_names(_one(scene, named("convergence", scene, places)) for scene in places)
 
 
 def _lines(scene: Scene) -> dict[str, list[EvidenceCell]]:
@@ -49,7 +60,7 @@ def _lines(scene: Scene) -> dict[str, list[EvidenceCell]]:
         first = cell.first
         measured = any(cell.of(metric) for metric in MEASURES)
         plain = first["temperature"] in (None, 1.0) and first["top_p"] is None and first["draw"] == "fp64"
-        if first["checkpoint"] == "oracle" and first["steps"] is not None and measured and plain:
+        if not from_network(cell) and first["steps"] is not None and measured and plain:
             lines.setdefault(f"{first['label']} {first['source']}".strip(), []).append(cell)
     return {
         name: sorted(cells, key=lambda cell: cell.first["steps"]) for name, cells in lines.items() if len(cells) > 1
@@ -65,11 +76,18 @@ def fitted_order(steps: list[int], errors: list[float], floor: float) -> float |
     return -float(np.polyfit(x, y, 1)[0])
 
 
+def floor_of(metric: str, row: Row) -> float:
+    """The error below which a sampler cannot be told from exact draws, from the row of these; see the module's text."""
+    if metric not in SIGNED:
+        return float(row["value"])
+    return max(abs(row[end]) for end in ("value", "low", "high") if finite(row[end]))
+
+
 def _one(scene: Scene, name: str) -> Made:
     lines = _lines(scene)
     measures = {m: title for m, title in MEASURES.items() if any(c.of(m) for cells in lines.values() for c in cells)}
     rows: list[Row | None] = []
-    notes = []
+    has_bar: list[bool] = []
     with styled():
         figure, grid = new_figure(COLUMN_IN, 0.3 + 1.9 * len(measures), rows=len(measures), sharex=True, squeeze=False)
         look = looks(lines)
@@ -77,7 +95,7 @@ def _one(scene: Scene, name: str) -> Made:
         for axes, (metric, title) in zip(grid[:, 0], measures.items(), strict=True):
             panels[axes] = []
             floor_row = scene.real.of(metric) if scene.real is not None else None
-            floor = max(0.0, floor_row["value"]) if floor_row is not None else 0.0
+            floor = floor_of(metric, floor_row) if floor_row is not None else 0.0
             for label, cells in lines.items():
                 points = [
                     (c.first["steps"], row) for c in cells if (row := c.of(metric)) is not None and row["value"] > 0
@@ -86,9 +104,9 @@ def _one(scene: Scene, name: str) -> Made:
                     continue
                 x, values = [int(s) for s, _ in points], [row for _, row in points]
                 axes.plot(x, [row["value"] for row in values], **look[label])
-                bars(axes, x, [row for row in values if _above(row)], look[label]["color"]) if all(
-                    map(_above, values)
-                ) else None
+                barred = [(s, row) for s, row in zip(x, values, strict=True) if _above(row)]
+                has_bar += [_above(row) for row in values]
+                error_bars(axes, [s for s, _ in barred], [row for _, row in barred], look[label]["color"])
                 order = fitted_order(x, [row["value"] for row in values], floor)
                 text = label if order is None else f"{label}\norder {order:.1f}"
                 panels[axes].append(Label(x[-1], values[-1]["value"], text, look[label]["color"]))
@@ -108,13 +126,18 @@ def _one(scene: Scene, name: str) -> Made:
         finish(figure, panels)
     shown = unique_rows(rows)
     counts = sorted({int(row["n"]) for row in shown if row["n"] is not None})
-    notes.append(
-        f"Exact predictions, so all error is the sampler's; n = {', '.join(map(str, counts))} sequences. Orders "
-        f"are slopes over points above {CLEAR:g} times the floor. Values of 0 or less are not drawn."
-    )
+    notes = [
+        f"Exact predictions, so all error is the sampler's; n = {', '.join(map(str, counts))} sequences. Orders are "
+        f"slopes over points above {CLEAR:g} times the floor, the error of exact draws"
+        + (" (of excess NLL the end of its interval that is farther from 0)" if {*measures} & {*SIGNED} else "")
+        + ". Values of 0 or less are not drawn."
+    ]
+    if not all(has_bar):
+        notes.append(f"Without a bar, since its interval reaches 0: {has_bar.count(False)} of {len(has_bar)} points.")
     notes += [f"{text}." for text in dict.fromkeys(row["definition"] for row in shown if row["definition"])]
     return Made(name, f"Order of convergence; {scene.name}", shown, figure=figure, notes=notes, missing=missing)
 
 
 def _above(row: Row) -> bool:
-    return not finite(row["low"]) or (row["low"] > 0 and math.isfinite(row["high"]))
+    """Whether a log axis can show the interval, if there is one."""
+    return not finite(row["low"]) or row["low"] > 0

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from tsdfm_bench.paper_figures.base import Made, NothingToDraw, without_options
+from tsdfm_bench.paper_figures.base import Made, NothingToDraw, from_network, own_names, without_options
 from tsdfm_bench.results import plots
 from tsdfm_bench.results.evidence import Evidence, EvidenceCell
 from tsdfm_bench.results.seeds import defaults
@@ -57,12 +57,12 @@ def _without_options(cells: list[EvidenceCell]) -> list[EvidenceCell]:
 def _drawn(
     kind: str, evidence: Evidence, choose: Callable[[list[EvidenceCell]], list[EvidenceCell]] = list
 ) -> list[Made]:
-    chosen = choose(defaults(evidence.cells))
+    chosen = choose([cell for cell in defaults(evidence.cells) if from_network(cell)])
     if not any(cell.first["kind"] == "method" for cell in chosen):
         raise NothingToDraw("no finished generator" + (" at several temperatures" if kind == "frontier" else ""))
     name = {"cost": "speed-quality"}.get(kind, kind)
     drawings = plots.draw(kind, evidence.summary(chosen), replicates=evidence.replicates, variants=evidence.variants)
-    return [
+    return own_names(
         Made(
             name=drawing.name.replace(kind, name, 1),
             title=drawing.title,
@@ -71,4 +71,4 @@ def _drawn(
             notes=drawing.notes,
         )
         for drawing in drawings
-    ]
+    )

@@ -12,9 +12,20 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from tsdfm_bench.paper_figures.axes import bars, log_axis, mark_incomplete, step_axis
-from tsdfm_bench.paper_figures.base import LONG, SHORT, Made, NothingToDraw, Scene, named, scenes, unique_rows
+from tsdfm_bench.paper_figures.base import (
+    LONG,
+    SHORT,
+    Made,
+    NothingToDraw,
+    Scene,
+    mark_incomplete,
+    named,
+    own_names,
+    scenes,
+    unique_rows,
+)
 from tsdfm_bench.paper_figures.published import published
+from tsdfm_bench.results.axes import error_bars, log_axis, step_axis
 from tsdfm_bench.results.evidence import Evidence, EvidenceCell
 from tsdfm_bench.results.formula import Quantity
 from tsdfm_bench.results.numbers import plain
@@ -47,7 +58,7 @@ class Figure1:
         for scene in places:
             judges = scene.scorers(scene.metric("perplexity"))
             found += [_one(scene, judge, named("figure1", scene, places)) for judge in judges]
-        return found
+        return own_names(found)
 
 
 def _drawable(scene: Scene) -> bool:
@@ -94,7 +105,7 @@ def _one(scene: Scene, judge: str, name: str) -> Made:
                     networks = [cell.behind(metric, scorer) for cell in cells]
                     axes.plot(x, [row["value"] for row in values], **look[method])
                     seed_marks(axes, x, networks)
-                    bars(axes, x, values, look[method]["color"])
+                    error_bars(axes, x, values, look[method]["color"])
                     points += networks
                 value = float(cells[-1].rows[ppl or "", judge]["value"])
                 text = "dfm (teacher)" if method == "dfm" and x[-1] == LONG else method
@@ -114,7 +125,7 @@ def _one(scene: Scene, judge: str, name: str) -> Made:
     shown = unique_rows([*(row for networks in points for row in networks), *rows])
     notes += _common(shown, points, scene)
     return Made(
-        name=f"{name}-{judge}".replace(":", "-").replace("/", "-"),
+        name=f"{name}-{judge}",
         title=f"gen-PPL ({judge}) against steps, {scene.name}",
         rows=shown,
         figure=figure,
@@ -203,8 +214,6 @@ def _common(rows: list[Row], points: list[list[Row]], scene: Scene) -> list[str]
     bars_are = f"bars are 95 % intervals {over_what(points)}"
     notes = [f"n = {', '.join(map(str, counts))} sequences; {bars_are}."] if counts else []
     notes += [f"{text} Small marks are single seeds." for text in about_seeds(points)]
-    notes += scene.without_some
-    if scene.left_out:
-        notes.append(f"{scene.left_out} further cells with other weights or seeds are not shown.")
+    notes += scene.without_some + scene.left_out
     definitions = dict.fromkeys(row["definition"] for row in rows if row["scorer"])
     return [*notes, *(f"{text}." for text in definitions if text)]

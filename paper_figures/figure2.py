@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from tsdfm_bench.paper_figures.axes import mark_incomplete
-from tsdfm_bench.paper_figures.base import Made, NothingToDraw
+from tsdfm_bench.paper_figures.base import Made, NothingToDraw, mark_incomplete, own_names
 from tsdfm_bench.results.evidence import Evidence
 from tsdfm_bench.results.rows import Row
 from tsdfm_bench.results.style import COLUMN_IN, Label, finish, looks, new_figure, styled
@@ -45,10 +44,9 @@ class Figure2:
             frame = read_trajectories(path)
             for key, part in frame.groupby("source", sort=False):
                 source = str(key)
-                name = "figure2" if not found else f"figure2-{source or len(found)}"
-                name = name if name not in {made.name for made in found} else f"figure2-{len(found)}"
+                name = f"figure2-{source}" if found and source else "figure2"
                 found.append(_one(part, source, name))
-        return found
+        return own_names(found)
 
 
 def _one(frame: pd.DataFrame, source: str, name: str) -> Made:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from tsdfm_bench.paper_figures.ablation import Ablation, Level, ablations, lacking
-from tsdfm_bench.paper_figures.axes import log_axis, mark_incomplete
-from tsdfm_bench.paper_figures.base import Made, NothingToDraw, unique_rows
+from tsdfm_bench.paper_figures.base import Made, NothingToDraw, mark_incomplete, own_names, unique_rows
+from tsdfm_bench.results.axes import log_axis
 from tsdfm_bench.results.evidence import Evidence
 from tsdfm_bench.results.plots import seed_marks
 from tsdfm_bench.results.rows import Row, finite
@@ -58,10 +58,10 @@ class Figure3:
                 continue
             for metric, scorer in ablation.quality:
                 name = "figure3" if not found else f"figure3-{ablation.task}-{ablation.source}-{scorer or metric}"
-                found.append(_one(ablation, groups, metric, scorer, name.replace(":", "-").replace("/", "-")))
+                found.append(_one(ablation, groups, metric, scorer, name))
         if not found:
             raise NothingToDraw("no two variants that differ in K, policy, rule or control alone")
-        return found
+        return own_names(found)
 
 
 def _one(ablation: Ablation, groups: dict[str, list[Level]], metric: str, scorer: str, name: str) -> Made:

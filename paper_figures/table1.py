@@ -9,7 +9,18 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tsdfm_bench.paper_figures.base import LONG, SHORT, SOURCES, Made, NothingToDraw, Scene, named, scenes, unique_rows
+from tsdfm_bench.paper_figures.base import (
+    LONG,
+    SHORT,
+    SOURCES,
+    Made,
+    NothingToDraw,
+    Scene,
+    named,
+    own_names,
+    scenes,
+    unique_rows,
+)
 from tsdfm_bench.paper_figures.figure1 import ORDER
 from tsdfm_bench.paper_figures.published import Number, published
 from tsdfm_bench.results.evidence import Evidence, EvidenceCell
@@ -33,7 +44,7 @@ class Table1:
         places = [scene for scene in scenes(evidence) if scene.cells and scene.metric("entropy")]
         if not places:
             raise NothingToDraw("no finished generator with an entropy")
-        return [_table(scene, named("table1", scene, places)) for scene in places]
+        return own_names(_table(scene, named("table1", scene, places)) for scene in places)
 
 
 def _table(scene: Scene, name: str) -> Made:
@@ -128,7 +139,7 @@ def _notes(scene: Scene, rows: list[Row], used: list[Number], missing: list[str]
         f"width of the 95 % interval {over_what(c.networks for c in (*scene.cells, *scene.references))}."
     ) if counts else None
     notes += [f"{text} Flags are those of any seed." for text in about_seeds(cell.networks for cell in scene.cells)]
-    notes += scene.without_some
+    notes += scene.without_some + scene.left_out
     codes = dict.fromkeys(code for row in rows for code in row["flags"].split() if code in _TOLD)
     notes += [f"{code}: {FLAGS[code]}." for code in codes]
     notes += [f"{text}." for text in dict.fromkeys(r["definition"] for r in rows if r["scorer"] and r["definition"])]

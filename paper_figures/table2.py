@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from tsdfm_bench.paper_figures.ablation import Ablation, Level, ablations, lacking
-from tsdfm_bench.paper_figures.base import Made, NothingToDraw, unique_rows
+from tsdfm_bench.paper_figures.base import Made, NothingToDraw, own_names, unique_rows
 from tsdfm_bench.results.evidence import Evidence
 from tsdfm_bench.results.numbers import with_interval
 from tsdfm_bench.results.rows import Row
@@ -29,7 +29,7 @@ class Table2:
         found = [a for a in ablations(evidence) if len(a.levels("tau")) > 1]
         if not found:
             raise NothingToDraw("no two variants that differ in tau alone")
-        return [_table(a, "table2" if i == 0 else f"table2-{a.task}-{a.source}") for i, a in enumerate(found)]
+        return own_names(_table(a, "table2" if a is found[0] else f"table2-{a.task}-{a.source}") for a in found)
 
 
 def quality_title(metric: str, scorer: str) -> tuple[str, str]:

@@ -452,7 +452,7 @@ class Expense:
     Args:
         name: label and source.
         cost: "calls" (network calls per batch) or "seconds" (per sequence).
-        points: by increasing cost.
+        points: by cost, then by steps; several may have one cost, as first-hitting samplers do.
         scorer, metric: of the perplexity.
         costs: of the points.
     """
@@ -465,7 +465,7 @@ class Expense:
     costs: tuple[float, ...]
 
     def at(self, cost: float, replicates: Replicates) -> Interval:
-        """Perplexity at a cost, by monotone-piece cubic interpolation of log perplexity over log cost.
+        """Perplexity at a cost, see `read_cost`.
 
         Raises:
             OutOfRange: nothing was measured on one side.
@@ -486,8 +486,10 @@ class Expense:
 def read_cost(costs: np.ndarray, perplexity: np.ndarray, cost: float) -> np.ndarray:
     """Perplexity at a cost: a cubic, monotone between points, through log perplexity over log cost.
 
+    Points of one cost count as one, with the mean of their log perplexities.
+
     Args:
-        costs: (k,) increasing, positive.
+        costs: (k,) in any order, positive.
         perplexity: (k, curves), positive.
         cost: within the costs.
 
@@ -496,9 +498,11 @@ def read_cost(costs: np.ndarray, perplexity: np.ndarray, cost: float) -> np.ndar
     """
     from scipy.interpolate import PchipInterpolator
 
-    if len(costs) == 1:
-        return perplexity[0]
-    return np.asarray(np.exp(PchipInterpolator(np.log(costs), np.log(perplexity), axis=0)(math.log(cost))))
+    different = np.unique(costs)
+    logs = np.stack([np.log(perplexity[costs == one]).mean(axis=0) for one in different])
+    if len(different) == 1:
+        return np.asarray(np.exp(logs[0]))
+    return np.asarray(np.exp(PchipInterpolator(np.log(different), logs, axis=0)(math.log(cost))))
 
 
 def expenses(frontier: Frontier, cost: str = "calls") -> list[Expense]:
@@ -508,7 +512,7 @@ def expenses(frontier: Frontier, cost: str = "calls") -> list[Expense]:
         frontier: from `frontiers`.
         cost: "calls" or "seconds" (per sequence; compare only rows of one device).
     """
-    groups: dict[tuple[Any, ...], dict[float, Point]] = {}
+    groups: dict[tuple[Any, ...], dict[str, tuple[float, Point]]] = {}  # by cell: a point may be on two curves
     for curve in frontier.curves:
         for point in curve.points:
             first = point.cell.first
@@ -517,15 +521,26 @@ def expenses(frontier: Frontier, cost: str = "calls") -> list[Expense]:
             spent = _spent(point, cost)
             key = tuple(first[name] for name in SAME_LINE)
             if spent is not None:
-                groups.setdefault(key, {})[spent] = point
-    firsts = [next(iter(members.values())).cell.first for members in groups.values()]
+                groups.setdefault(key, {})[point.cell.id] = (spent, point)
+    found = [sorted(members.values(), key=_by_cost) for members in groups.values()]
+    firsts = [members[0][1].cell.first for members in found]
     names = told_apart([generator(first) for first in firsts], firsts)
-    found = []
-    for name, members in zip(names, groups.values(), strict=True):
-        costs = tuple(sorted(members))
-        points = tuple(members[c] for c in costs)
-        found.append(Expense(name, cost, points, frontier.scorer, frontier.metric, costs))
-    return found
+    return [
+        Expense(
+            name,
+            cost,
+            tuple(point for _, point in members),
+            frontier.scorer,
+            frontier.metric,
+            tuple(spent for spent, _ in members),
+        )
+        for name, members in zip(names, found, strict=True)
+    ]
+
+
+def _by_cost(member: tuple[float, Point]) -> tuple[float, int]:
+    spent, point = member
+    return spent, point.cell.first["steps"] or 0
 
 
 def _spent(point: Point, cost: str) -> float | None:

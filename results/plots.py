@@ -9,11 +9,14 @@ length, scorer or convention never share a panel. Call `draw` and save with `sty
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from tsdfm_bench.results.axes import error_bars, log_axis, step_axis
 from tsdfm_bench.results.columns import terms
+from tsdfm_bench.results.files import slug
 from tsdfm_bench.results.frontier import (
     SAME_LINE,
     Curve,
@@ -105,14 +108,6 @@ def draw(
 # ------------------------------------------------------------------------------------------------------ parts
 
 
-def error_bars(axes: Axes, x: Sequence[float], rows: Sequence[Row], color: str, *, along: str = "y") -> None:
-    """Thin lines from low to high of each row that has an interval."""
-    for at, row in zip(x, rows, strict=True):
-        if finite(row["low"]) and finite(row["high"]):
-            ends = ([at, at], [row["low"], row["high"]])
-            axes.plot(*(ends if along == "y" else ends[::-1]), color=color, linewidth=0.7, alpha=0.75, zorder=1.5)
-
-
 def seed_marks(axes: Axes, at: Sequence[float], networks: Iterable[Sequence[Row]], *, along: str = "y") -> None:
     """Small marks at the values of single training seeds, for points that stand for several networks.
 
@@ -137,21 +132,6 @@ def _networks(rows: Iterable[Row], replicates: Replicates) -> list[list[Row]]:
 def _single(rows: Iterable[Row], replicates: Replicates) -> list[Row]:
     """The rows of single networks behind these."""
     return [row for networks in _networks(rows, replicates) for row in networks]
-
-
-def _log_axis(axes: Axes, which: str) -> None:
-    """A log axis with plain numbers, 1-2-5 where decades are few."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis = axes.yaxis if which == "y" else axes.xaxis
-    (axes.set_yscale if which == "y" else axes.set_xscale)("log")
-    low, high = axes.get_ylim() if which == "y" else axes.get_xlim()
-    span = high / low
-    steps = (1.0,) if span > 300 else (1.0, 3.0) if span > 60 else (1.0, 2.0, 5.0) if span > 4 else tuple(range(1, 10))
-    axis.set_major_locator(LogLocator(10, subs=steps, numticks=20))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}" if value < 1e6 else f"{value:.0e}"))
-    axis.set_minor_locator(LogLocator(10, subs=tuple(range(1, 10)), numticks=20))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _shown(row: Row) -> str:
@@ -304,7 +284,7 @@ def _one_frontier(
     axes.set_xlabel("entropy (nats)" + (f", {steps:,} steps" if steps is not None else ""))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_ylabel(_ppl_label(frontier.metric, frontier.scorer))
-    _log_axis(axes, "y")
+    log_axis(axes, "y")
     _mark_partial(axes, summary)
     finish(figure, {axes: labels})
     rows = frontier.rows()
@@ -362,13 +342,17 @@ def _wrapped(name: str) -> str:
 def _numbered(drawings: list[Drawing]) -> list[Drawing]:
     """Names of their own for drawings that share one (several lengths or prefixes)."""
     names = [drawing.name for drawing in drawings]
-    seen: dict[str, int] = {}
-    result = []
-    for d in drawings:
-        seen[d.name] = seen.get(d.name, 0) + 1
-        name = f"{d.name}-{seen[d.name]}" if names.count(d.name) > 1 else d.name
-        result.append(Drawing(name.replace(":", "-").replace("/", "-"), d.title, d.figure, d.rows, d.notes))
-    return result
+    wanted = [f"{name}-{names[: i + 1].count(name)}" if names.count(name) > 1 else name for i, name in enumerate(names)]
+    return [replace(drawing, name=name) for drawing, name in zip(drawings, file_names(wanted), strict=True)]
+
+
+def file_names(names: Iterable[str]) -> list[str]:
+    """A file name for each of these, no two alike: cleaned where that is needed, and numbered where it is taken."""
+    found: list[str] = []
+    for name in names:
+        tries = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        found.append(next(own for one in tries if (own := slug(one)) not in found))
+    return found
 
 
 # -------------------------------------------------------------------------------------------- steps and cost
@@ -427,8 +411,8 @@ def _one_steps(
     top.set_ylabel(_ppl_label(frontier.metric, frontier.scorer))
     bottom.set_ylabel("entropy (nats)")
     bottom.set_xlabel("sampling steps")
-    _log_axis(top, "y")
-    _step_axis(
+    log_axis(top, "y")
+    step_axis(
         bottom, [int(p.cell.first["steps"]) for ps in lines.values() for p in ps if finite(p.cell.first["steps"])]
     )
     _mark_partial(top, summary)
@@ -467,18 +451,6 @@ def _levels(
             labels.append(Label(right, points[0].perplexity["value"], name, look[name]["color"]))
 
 
-def _step_axis(axes: Axes, steps: Sequence[int]) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-    axes.set_xscale("log", base=2)
-    ticks = sorted(set(steps))
-    while len(ticks) > 8:
-        ticks = ticks[::2]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-
-
 def _cost(summary: pd.DataFrame, scorer: str | None, metric: str | None, replicates: Replicates) -> list[Drawing]:
     found = []
     for frontier in frontiers(summary, scorer, metric):
@@ -509,8 +481,8 @@ def _cost(summary: pd.DataFrame, scorer: str | None, metric: str | None, replica
                 labels.append(Label(right, frontier.real.perplexity["value"], "real text"))
             axes.set_xlabel("network calls per batch" if cost == "calls" else "seconds per sequence")
             axes.set_ylabel(_ppl_label(frontier.metric, frontier.scorer))
-            _log_axis(axes, "x")
-            _log_axis(axes, "y")
+            log_axis(axes, "x")
+            log_axis(axes, "y")
         unique = list({(row["cell"], row["metric"], row["scorer"]): row for row in rows}.values())
         devices = sorted({row["device"] for row in unique if row["device"]})
         notes = [f"Seconds measured on: {', '.join(devices)}."] if devices else []

@@ -69,45 +69,63 @@ def _folder(results: Path | None) -> Path:
 
 def _work(registry: Registry, name: str, evidence: Evidence, folder: Path, listed: bool) -> list[dict[str, Any]]:
     """Reports of one registered figure; what goes wrong in it never stops the others."""
-    from tsdfm_bench.paper_figures.base import NothingToDraw
-    from tsdfm_bench.paper_figures.save import mark_stale, save, state
-    from tsdfm_bench.results.store import StoreError
-
     report: dict[str, Any] = {"figure": name, "name": name, "title": "", "notes": [], "missing": [], "files": []}
     try:
-        figure: PaperFigure = registry.load("figures", name)()
-        report["title"] = str(figure.title)
+        return _draw(registry, report, evidence, folder, listed)
+    except Exception as error:
+        return [_failed(report, error)]
+
+
+def _draw(
+    registry: Registry, report: dict[str, Any], evidence: Evidence, folder: Path, listed: bool
+) -> list[dict[str, Any]]:
+    """Reports of what one figure made, each written or compared with what is stored; one may fail alone."""
+    from tsdfm_bench.paper_figures.base import NothingToDraw
+    from tsdfm_bench.paper_figures.save import mark_stale
+
+    entry = report["figure"]
+    figure: PaperFigure = registry.load("figures", entry)()
+    report["title"] = str(figure.title)
+    try:
         made: list[Made] = figure.make(evidence)
     except NothingToDraw as error:
-        stale = [] if listed else mark_stale(folder, name, str(error))
+        stale = [] if listed else mark_stale(folder, entry, str(error))
         reason = f"{error}. {_remedy(getattr(figure, 'sweep', ''))}".replace("..", ".")
         reason += f" Marked as stale: {', '.join(stale)}." if stale else ""
         return [{**report, "state": "nothing to draw", "reason": reason}]
-    except (BenchError, StoreError) as error:
-        return [{**report, "state": "failed", "reason": str(error)}]
-    except Exception as error:
-        broken = PluginError(f"figure '{name}' failed: {one_line(error)}")
-        return [{**report, "state": "failed", "reason": str(broken)}]
     reports = []
     for one in made:
         about = {**report, "name": one.name, "title": one.title, "notes": one.notes, "missing": one.missing}
-        if listed:
-            reports.append({**about, "state": state(one, folder), "reason": ""})
-            continue
-        paths = save(one, folder, name)
-        reason = f"no row for: {'; '.join(one.missing)}" if one.missing else ""
-        reports.append(
-            {
-                **about,
-                "state": "incomplete" if one.missing else "drawn",
-                "reason": reason,
-                "rows": len(one.rows),
-                "files": [str(path) for path in paths],
-            }
-        )
+        try:
+            reports.append(about | _state(one, folder, entry, listed))
+        except Exception as error:
+            reports.append(_failed(about, error))
     if not listed:
-        mark_stale(folder, name, "these results no longer make it", [one.name for one in made])
+        mark_stale(folder, entry, "these results no longer make it", [one.name for one in made])
     return reports
+
+
+def _state(one: Made, folder: Path, entry: str, listed: bool) -> dict[str, Any]:
+    """What one table or figure adds to its report; it is written unless it is only listed."""
+    from tsdfm_bench.paper_figures.save import save, state
+
+    if listed:
+        return {"state": state(one, folder), "reason": ""}
+    paths = save(one, folder, entry)
+    return {
+        "state": "incomplete" if one.missing else "drawn",
+        "reason": f"no row for: {'; '.join(one.missing)}" if one.missing else "",
+        "rows": len(one.rows),
+        "files": [str(path) for path in paths],
+    }
+
+
+def _failed(report: dict[str, Any], error: Exception) -> dict[str, Any]:
+    from tsdfm_bench.results.store import StoreError
+
+    known = isinstance(error, BenchError | StoreError)
+    reason = str(error if known else PluginError(f"figure '{report['figure']}' failed: {one_line(error)}"))
+    return {**report, "state": "failed", "reason": reason}
 
 
 def _remedy(sweep: str) -> str:

@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 from tsdfm_bench.cli import app
 from tsdfm_bench.config import SweepConfig, make_config
 from tsdfm_bench.paper_figures.base import scenes
-from tsdfm_bench.paper_figures.convergence import fitted_order
+from tsdfm_bench.paper_figures.convergence import Convergence, fitted_order, floor_of
 from tsdfm_bench.paper_figures.curves import Frontier, Speed
 from tsdfm_bench.paper_figures.figure1 import Figure1, against_teacher
+from tsdfm_bench.paper_figures.figure3 import Figure3
 from tsdfm_bench.paper_figures.published import Published, published
 from tsdfm_bench.paper_figures.table1 import Table1
 from tsdfm_bench.paper_figures.table2 import Table2
@@ -27,7 +28,7 @@ from tsdfm_bench.results import schema
 from tsdfm_bench.results.claim_file import parse_claims
 from tsdfm_bench.results.claims import verify
 from tsdfm_bench.results.evidence import load_evidence
-from tsdfm_bench.results.store import write_json, write_table
+from tsdfm_bench.results.store import check_name, write_json, write_table
 from tsdfm_bench.results.style import figure_metadata
 from tsdfm_bench.results.training import TRAJECTORY_COLUMNS
 
@@ -218,6 +219,65 @@ def test_a_plugin_figure_and_a_broken_one(results: Path, tmp_path: Path) -> None
     assert [report["state"] for report in json.loads(both.stdout)["figures"]] == ["drawn", "failed"]
 
 
+@pytest.mark.parametrize("figure", [Frontier, Speed])
+def test_samplers_fed_the_exact_law_are_not_their_method(results: Path, figure: type[Frontier] | type[Speed]) -> None:
+    rows = load_evidence(results).summary().to_dict("records")
+    for t in (0.7, 0.85):
+        rows += rows_of("dfm", 10 * t, 3.8, temperature=t, checkpoint="oracle", weights="sha256:00law")
+    schema.write_summary(results, schema.from_rows(rows))
+    for made in figure().make(load_evidence(results)):
+        assert {row["checkpoint"] for row in made.rows if row["method"] == "dfm"} == {"dfm"}
+
+
+def test_what_failed_with_options_is_no_reason_why_a_method_is_missing(results: Path) -> None:
+    rows = load_evidence(results).summary().to_dict("records")
+    undone = {"task": "t", "kind": "method", "state": "failed", "source": "mask", "steps": 8, "length": 64}
+    for method, label, checkpoint in (("dfm", "dfm[k=2]", "x"), ("mdlm", "mdlm", "oracle"), ("sedd", "sedd", "x")):
+        about = {"method": method, "label": label, "checkpoint": checkpoint, "reason": f"{label} broke"}
+        rows.append(undone | about | {"cell": f"undone-{method}"})
+    schema.write_summary(results, schema.from_rows(rows))
+    missing = scenes(load_evidence(results))[0].absent([(name, "mask", 8) for name in ("dfm", "mdlm", "sedd")])
+    assert missing == ["dfm mask 8 steps", "mdlm mask 8 steps", "sedd mask 8 steps (failed: sedd broke)"]
+
+
+def test_every_file_has_a_name_of_its_own(results: Path) -> None:
+    """Texts with options in their name, two of equal name and length, and two lengths."""
+    rows = load_evidence(results).summary().to_dict("records")
+    text = {"task": "text:tinystories[length=64;tokenizer=bpe-8192]"}
+    others: list[dict[str, Any]] = [text, text | {"data_hash": "e"}, {"length": 128}, {"length": 256}]
+    copies = [{**row, **other, "cell": f"copy{i}-{row['cell']}"} for i, other in enumerate(others) for row in rows]
+    schema.write_summary(results, schema.from_rows([*rows, *copies]))
+    evidence = load_evidence(results)
+    for figure in (Table1, Table2, Figure1, Figure3, Frontier, Speed, Convergence):
+        names = [made.name for made in figure().make(evidence)]
+        assert len(set(names)) == len(names) >= 5
+        assert [check_name(name) for name in names] == names
+    names = [made.name for made in Table2().make(evidence)]
+    assert (names[0], *names[3:]) == ("table2", "table2-t-uniform", "table2-t-uniform-2")
+
+
+def test_what_cannot_be_written_stops_nothing_else(results: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from tsdfm_bench.paper_figures.base import Made\n"
+        "from tsdfm_bench.results.table_model import Table, TableColumn\n"
+        "class Mine:\n    title = 'mine'; sweep = ''\n"
+        "    def make(self, evidence):\n"
+        "        table = Table('mine', [TableColumn('a', 'a')], [])\n"
+        "        return [Made(name, 'mine', [], table=table) for name in ('../mine', 'mine')]\n"
+        "FIGURES = {'mine': Mine}\n"
+    )
+    words = ("figures", "--results", results, "--out", tmp_path / "out", "--plugin", file, "--json")
+    done = invoke(*words, "--only", "mine,table3")
+    assert done.exit_code == 1
+    reports = json.loads(done.stdout)["figures"]
+    assert [report["state"] for report in reports] == ["failed", "drawn", "drawn"]
+    assert "'../mine' cannot be used as a file name" in reports[0]["reason"]
+    assert (tmp_path / "out" / "mine.md").exists()
+    listed = invoke(*words, "--only", "mine,table3", "--list")
+    assert [report["state"] for report in json.loads(listed.stdout)["figures"]] == ["failed", "current", "current"]
+
+
 def test_recorded_results_are_drawn_and_verified(tmp_path: Path) -> None:
     recorded = tmp_path / "reference"
     shutil.copytree(ROOT / "results" / "reference", recorded)
@@ -277,6 +337,40 @@ def test_orders_are_slopes_above_the_floor() -> None:
     assert fitted_order(steps, [1.0 / s**2 for s in steps], 0.0) == pytest.approx(2.0)
     assert fitted_order([1, 2], [1.0, 0.5], 0.0) is None
     assert np.isfinite(fitted_order(steps, [1.0 / s for s in steps], 0.01) or np.nan)
+
+
+def exact_law(tmp_path: Path, points: dict[int, tuple[float, float, float]], real: tuple[float, float, float]) -> Path:
+    """A sampler with the oracle's predictions: excess NLL with its interval by steps, and that of exact draws."""
+    cells = [(rows_of("dfm", 9.0, 3.8, steps=s, checkpoint="oracle")[0], ends) for s, ends in points.items()]
+    reference: dict[str, Any] = {"kind": "reference", "steps": None, "source": "", "temperature": None, "draw": ""}
+    cells.append((rows_of("real", 9.0, 3.8, **reference)[0], real))
+    about = {"metric": "excess_nll", "scorer": "", "scorer_revision": "", "unit": "nats/token", "definition": "excess"}
+    rows = [row | about | dict(zip(("value", "low", "high"), ends, strict=True)) for row, ends in cells]
+    schema.write_summary(tmp_path, schema.from_rows(rows))
+    return tmp_path
+
+
+def test_no_order_is_fitted_into_the_noise_of_exact_draws(tmp_path: Path) -> None:
+    """Exact draws at -0.001±0.010: what is not twice 0.011 away from 0 says nothing of an order."""
+    points = {s: (e, e - 0.01, e + 0.01) for s, e in ((1, 0.2), (2, 0.1), (4, 0.02), (8, 0.004), (16, 0.012))}
+    (made,) = Convergence().make(load_evidence(exact_law(tmp_path, points, (-0.001, -0.011, 0.009))))
+    assert made.figure is not None
+    words = [text.get_text() for text in made.figure.axes[0].texts]
+    assert "exact draws" in words
+    assert not any("order" in text for text in words)  # two clear points
+    assert floor_of("excess_nll", {"value": -0.001, "low": -0.011, "high": 0.009}) == 0.011
+    assert floor_of("excess_nll", {"value": -0.001, "low": None, "high": None}) == 0.001
+    assert floor_of("tv_2", {"value": 0.02, "low": 0.01, "high": 0.03}) == 0.02
+
+
+def test_a_bar_that_reaches_zero_takes_no_other_along(tmp_path: Path) -> None:
+    points = {1: (0.4, 0.39, 0.41), 2: (0.2, 0.19, 0.21), 4: (0.1, 0.09, 0.11), 8: (0.005, -0.005, 0.015)}
+    (made,) = Convergence().make(load_evidence(exact_law(tmp_path, points, (0.0, -0.01, 0.01))))
+    assert made.figure is not None
+    bars = {line.get_xdata()[0] for line in made.figure.axes[0].lines if len(set(line.get_xdata())) == 1}
+    assert bars == {1, 2, 4}
+    assert "Without a bar, since its interval reaches 0: 1 of 4 points." in made.notes
+    assert any("order 1.0" in text.get_text() for text in made.figure.axes[0].texts)
 
 
 # ---------------------------------------------------------------------------------------------------- training seeds
@@ -376,6 +470,17 @@ def test_ablations_count_the_networks_behind_a_mean(results: Path) -> None:
     (table,) = Table2().make(load_evidence(results))
     assert "tau 0.25: entropy_nats of 2 of 3 networks, the others have none." in table.notes
     assert sum("of 2 of 3 networks" in note for note in table.notes) == 1
+
+
+def test_cells_of_other_sampling_seeds_are_counted(tmp_path: Path) -> None:
+    rows = load_evidence(seeded(tmp_path, 1)).summary().to_dict("records")
+    again = [{**row, "seed": 1, "cell": f"again-{row['cell']}"} for row in rows if row["kind"] == "method"]
+    schema.write_summary(tmp_path, schema.from_rows([*rows, *again]))
+    evidence = load_evidence(tmp_path)
+    for made in (*Table1().make(evidence), *Figure1().make(evidence)):
+        assert "3 further cells with other weights or seeds not shown." in made.notes
+    schema.write_summary(tmp_path, schema.from_rows(rows))
+    assert not any("further cell" in note for note in Table1().make(load_evidence(tmp_path))[0].notes)
 
 
 def test_one_training_seed_changes_nothing(tmp_path: Path) -> None:

@@ -157,6 +157,25 @@ def test_equal_calls_and_seconds(cell: Make) -> None:
     assert line.costs[0] == pytest.approx(1 / 41.3)
 
 
+def test_step_counts_of_equal_calls_are_all_there_and_read_as_their_mean(cell: Make) -> None:
+    """First-hitting samplers make one call per token, whatever the steps; a point on two curves counts once."""
+    rows: list[dict[str, Any]] = []
+    for steps, calls, ppl in ((1024, 64, 60.0), (8, 64, 90.0), (64, 64, 50.0), (4, 4, 120.0)):
+        rows += cell("mdlm", {"s": ppl}, 3.8, cell=str(steps), steps=steps, calls=calls)
+    rows += cell("mdlm", {"s": 40.0}, 3.6, cell="cool", steps=8, calls=64, temperature=0.7)
+    rows += cell("mdlm", {"s": 40.0}, 3.6, cell="cut", steps=8, calls=64, top_p=0.9, top_p_rule="inclusive")
+    summary = schema.from_rows(rows)
+    (found,) = frontiers(summary)
+    (line,) = expenses(found)
+    assert line.costs == (4, 64, 64, 64)
+    assert [point.cell.first["steps"] for point in line.points] == [4, 8, 64, 1024]
+    replicates = Replicates(summary)
+    assert line.at(64, replicates).value == pytest.approx((90 * 50 * 60) ** (1 / 3))
+    assert line.at(4, replicates).value == pytest.approx(120.0)
+    (one_cost,) = expenses(frontiers(summary[summary["steps"] != 4])[0])
+    assert one_cost.at(64, replicates).value == pytest.approx((90 * 50 * 60) ** (1 / 3))
+
+
 def test_replicates_come_from_columns_where_they_are_the_value(cell: Make, tmp_path) -> None:
     rng = np.random.default_rng(0)
     loss = rng.gamma(4.0, 1.0, 256)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from tsdfm_bench.cli import app
 from tsdfm_bench.results import schema, style
 from tsdfm_bench.results.evidence import MixedEvidence, refuse_mixed
-from tsdfm_bench.results.files import CorruptFile, StoreError
+from tsdfm_bench.results.files import CorruptFile, StoreError, check_name
 from tsdfm_bench.results.plots import KINDS, NothingToDraw, draw
 from tsdfm_bench.results.replicates import Replicates
 from tsdfm_bench.results.store import write_table
@@ -116,6 +116,16 @@ def test_many_curves_are_split_by_steps(cell: Make) -> None:
     assert len(draw("frontier", schema.from_rows(rows[:40]))) == 1
 
 
+def test_the_largest_step_count_is_labelled_however_many_there_are(cell: Make) -> None:
+    for most in (8, 10, 11, 12, 18):
+        counts = [2**k for k in range(1, most + 1)]
+        rows = [row for s in counts for row in cell("mdlm", {"s": 90.0 / s**0.1}, 3.7, cell=str(s), steps=s)]
+        (drawing,) = draw("steps", schema.from_rows(rows))
+        ticks = drawing.figure.axes[1].get_xticks().tolist()
+        assert ticks[-1] == counts[-1]
+        assert 4 < len(ticks) <= 8
+
+
 def test_labels_neither_overlap_nor_leave_the_figure(swept: list[dict[str, Any]]) -> None:
     from matplotlib.text import Text
 
@@ -167,6 +177,14 @@ def test_values_that_are_not_finite_are_left_out(swept: list[dict[str, Any]]) ->
         for drawing in draw(kind, schema.from_rows(swept)):
             used = [row for row in drawing.rows if row["metric"].startswith("gen_ppl")]
             assert not any(row["cell"] == "mdlm164" for row in used)
+
+
+def test_drawings_of_scorers_with_options_have_file_names(swept: list[dict[str, Any]]) -> None:
+    named = [row | {"scorer": "hf:gpt2[window=64]"} if row.get("scorer") == "s" else row for row in swept]
+    for kind in ("frontier", "steps", "cost"):
+        names = [drawing.name for drawing in draw(kind, schema.from_rows(named))]
+        assert [check_name(name) for name in names] == names
+        assert names[1] == f"{kind}-t"
 
 
 def test_texts_and_lengths_never_share_a_panel(swept: list[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Axes as all figures of the paper use them: log scales with plain numbers, error bars, the mark of incompleteness."""
+"""Axes as all figures use them: log scales with plain numbers, step counts, error bars."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tsdfm_bench.results.rows import Row, finite
-from tsdfm_bench.results.style import FAINT, text_colour
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 def log_axis(axes: Axes, which: str) -> None:
@@ -31,7 +29,7 @@ def log_axis(axes: Axes, which: str) -> None:
 
 
 def step_axis(axes: Axes, steps: Sequence[int]) -> None:
-    """Step counts on a log axis of base 2, labelled as they are."""
+    """Step counts on a log axis of base 2, labelled as they are: at most 8 of them, the largest always."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axes.set_xscale("log", base=2)
@@ -43,18 +41,9 @@ def step_axis(axes: Axes, steps: Sequence[int]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def bars(axes: Axes, x: Sequence[float], rows: Sequence[Row], color: str, *, along: str = "y") -> None:
+def error_bars(axes: Axes, x: Sequence[float], rows: Sequence[Row], color: str, *, along: str = "y") -> None:
     """Thin lines from low to high of each row that has an interval."""
     for at, row in zip(x, rows, strict=True):
         if finite(row["low"]) and finite(row["high"]):
             ends = ([at, at], [row["low"], row["high"]])
             axes.plot(*(ends if along == "y" else ends[::-1]), color=color, linewidth=0.8, alpha=0.8, zorder=1.6)
-
-
-def mark_incomplete(figure: Figure, missing: Sequence[str]) -> None:
-    """Say at the lower edge of a figure that rows are missing; call it before the figure is laid out."""
-    if missing:
-        shown = "; ".join(missing[:2]) + (f"; and {len(missing) - 2} more" if len(missing) > 2 else "")
-        shown = shown if len(shown) < 90 else shown[:87] + "..."
-        text = f"incomplete, no row for: {shown}"
-        figure.supxlabel(text, x=0.01, ha="left", fontsize=5, color=text_colour(FAINT))
