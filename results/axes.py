@@ -33,12 +33,17 @@ def step_axis(axes: Axes, steps: Sequence[int]) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axes.set_xscale("log", base=2)
-    ticks = sorted(set(steps))
-    while len(ticks) > 8:
-        ticks = ticks[::-1][::2][::-1]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_locator(FixedLocator(thinned(steps, 8)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.xaxis.set_minor_locator(NullLocator())
+
+
+def thinned(steps: Sequence[int], most: int) -> list[int]:
+    """At most so many different step counts in order, the largest always: every second, fourth, ... from it down."""
+    ticks = sorted(set(steps))
+    while len(ticks) > most:
+        ticks = ticks[::-1][::2][::-1]
+    return ticks
 
 
 def error_bars(axes: Axes, x: Sequence[float], rows: Sequence[Row], color: str, *, along: str = "y") -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup, escape
 
+from tsdfm_bench.results.axes import thinned
 from tsdfm_bench.results.frontier import (
     Frontier,
     OutOfRange,
@@ -401,10 +402,8 @@ def _steps(frontier: Frontier, replicates: Replicates, rows: Mapping[str, str]) 
         ]
         lines.append(Line(name, marks[:1] if level else marks, colour, dash, marker, hollow, level))
     lines += _real_level(frontier, rows, float(counts[-1]))
-    ticks = counts
-    while len(ticks) > 9:
-        ticks = ticks[::2]
-    return _chart("steps", frontier, lines, [], "sampling steps", "gen-PPL against steps", 2, [float(t) for t in ticks])
+    ticks = [float(count) for count in thinned(counts, 9)]
+    return _chart("steps", frontier, lines, [], "sampling steps", "gen-PPL against steps", 2, ticks)
 
 
 def _real_level(frontier: Frontier, rows: Mapping[str, str], at: float) -> list[Line]:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from tsdfm_bench.cli import app
 from tsdfm_bench.results import schema, style
+from tsdfm_bench.results.axes import thinned
 from tsdfm_bench.results.evidence import MixedEvidence, refuse_mixed
 from tsdfm_bench.results.files import CorruptFile, StoreError, check_name
 from tsdfm_bench.results.plots import KINDS, NothingToDraw, draw
@@ -371,3 +372,12 @@ def test_global_style_is_untouched() -> None:
     with style.styled():
         assert matplotlib.rcParams["font.size"] == 7.0
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 10, 11, 12, 40])
+def test_thinned_step_counts_keep_the_largest(count: int) -> None:
+    steps = [2**power for power in range(count)]
+    kept = thinned([*steps, 1], 9)
+    assert kept[-1] == steps[-1]
+    assert len(kept) == min(count, 9) if count <= 9 else 4 < len(kept) <= 9
+    assert kept == sorted(set(kept))
