@@ -167,17 +167,18 @@ def test_students_wait_for_a_teacher_that_another_process_trains(training: Calla
 
 
 def test_stages_with_parameters_of_their_own(training: Callable[..., Training]) -> None:
-    """GPUs and cores that are asked for are those that the job file has the worker use."""
+    """Nodes, GPUs and cores that are asked for are those that the job file has the worker use."""
     run = training()
-    run.run(slurm_settings({"cpus_per_task": 3, "stages.teacher.gpus_per_node": 8, "stages.teacher.cpus_per_task": 64}))
+    teacher = {"stages.teacher.nodes": 4, "stages.teacher.gpus_per_node": 8, "stages.teacher.cpus_per_task": 64}
+    run.run(slurm_settings({"cpus_per_task": 3, **teacher}))
     found = {record.units[0][0]: (record.parameters, read_work(record.files[0])) for record in run.cluster.submitted}
     parameters, work = found["train-teacher"]
-    assert parameters["gpus_per_node"] == 8
-    assert work.resources == {"gpus": 8, "cpus": 64}
+    assert (parameters["nodes"], parameters["gpus_per_node"]) == (4, 8)
+    assert work.resources == {"gpus": 8, "nodes": 4, "cpus": 64}
     assert work.settings["threads"] == 64
     parameters, work = found["train-compass"]
     assert "gpus_per_node" not in parameters
-    assert work.resources == {"gpus": 0, "cpus": 3}
+    assert work.resources == {"gpus": 0, "nodes": 1, "cpus": 3}
 
 
 def test_a_checkpoint_that_is_still_examined_is_not_done(training: Callable[..., Training]) -> None:
