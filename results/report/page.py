@@ -117,8 +117,8 @@ def _findings(material: Material, views: Mapping[str, RowView], tables: Sequence
     found: list[tuple[str, str]] = []
     pending, number = len(material.pending), counts(views)
     if pending or number["not done"]:
-        parts = [f"{pending} planned cells have no results yet"] if pending else []
-        parts += [f"{number['not done']} were skipped or failed"] if number["not done"] else []
+        parts = [f"{pending} planned cell{'s' * (pending != 1)} without results yet"] if pending else []
+        parts += [f"{number['not done']} skipped or failed"] if number["not done"] else []
         found.append(("warn", f"Partial run: {' and '.join(parts)}. Everything below shows what is there."))
     tally = _verdict_counts(material.verdicts)
     if tally:

@@ -152,7 +152,7 @@ def test_summary_and_verdicts_come_first_and_every_part_is_there(material: Mater
     text = Page(html).text
     for wanted in (
         "1 contradicted, 1 not testable",
-        "Partial run: 1 planned cells",
+        "Partial run: 1 planned cell without results yet",
         "12 % [10, 14], claimed",
         "1 of 2",
     ):
@@ -285,7 +285,7 @@ def test_a_run_without_samples_traces_or_claims_says_so(summary: pd.DataFrame) -
 def test_an_unfinished_run_lists_what_is_planned() -> None:
     pending = [Pending(f"c{i}", f"dfm {i} steps", "missing") for i in range(3)]
     text = Page(render_report(Material("young", schema.empty(), pending=pending))).text
-    assert "3 planned cells have no results yet" in text
+    assert "3 planned cells without results yet" in text
     assert "Nothing has been measured yet" in text
     assert "dfm 2 steps" in text
 
