@@ -167,18 +167,13 @@ def plain_draws(cell: EvidenceCell) -> bool:
     return first["temperature"] in (None, 1.0) and first["top_p"] is None and first["draw"] in ("", "fp64")
 
 
-def from_network(cell: EvidenceCell) -> bool:
-    """Whether no exact law stood in for a network's predictions (`--checkpoint oracle`)."""
-    return bool(cell.first["checkpoint"] != "oracle")
-
-
 def without_options(cell: EvidenceCell) -> bool:
     """Whether a method was run as it is by default, from whatever checkpoint."""
     return not {*cell.options} - {"checkpoint"}
 
 
 def _plain(cell: EvidenceCell) -> bool:
-    return plain_draws(cell) and from_network(cell) and without_options(cell)
+    return plain_draws(cell) and not cell.is_oracle and without_options(cell)
 
 
 def _standing(cells: list[EvidenceCell]) -> list[EvidenceCell]:

@@ -17,7 +17,6 @@ from tsdfm_bench.paper_figures.base import (
     Made,
     NothingToDraw,
     Scene,
-    from_network,
     mark_incomplete,
     named,
     own_names,
@@ -60,7 +59,7 @@ def _lines(scene: Scene) -> dict[str, list[EvidenceCell]]:
         first = cell.first
         measured = any(cell.of(metric) for metric in MEASURES)
         plain = first["temperature"] in (None, 1.0) and first["top_p"] is None and first["draw"] == "fp64"
-        if not from_network(cell) and first["steps"] is not None and measured and plain:
+        if cell.is_oracle and first["steps"] is not None and measured and plain:
             lines.setdefault(f"{first['label']} {first['source']}".strip(), []).append(cell)
     return {
         name: sorted(cells, key=lambda cell: cell.first["steps"]) for name, cells in lines.items() if len(cells) > 1

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from tsdfm_bench.paper_figures.base import Made, NothingToDraw, from_network, own_names, without_options
+from tsdfm_bench.paper_figures.base import Made, NothingToDraw, own_names, without_options
 from tsdfm_bench.results import plots
 from tsdfm_bench.results.evidence import Evidence, EvidenceCell
 from tsdfm_bench.results.seeds import defaults
@@ -57,7 +57,7 @@ def _without_options(cells: list[EvidenceCell]) -> list[EvidenceCell]:
 def _drawn(
     kind: str, evidence: Evidence, choose: Callable[[list[EvidenceCell]], list[EvidenceCell]] = list
 ) -> list[Made]:
-    chosen = choose([cell for cell in defaults(evidence.cells) if from_network(cell)])
+    chosen = choose([cell for cell in defaults(evidence.cells) if not cell.is_oracle])
     if not any(cell.first["kind"] == "method" for cell in chosen):
         raise NothingToDraw("no finished generator" + (" at several temperatures" if kind == "frontier" else ""))
     name = {"cost": "speed-quality"}.get(kind, kind)

@@ -34,7 +34,7 @@ from tsdfm_bench.results.matching import describe, matched, matched_recipes
 from tsdfm_bench.results.numbers import MISSING, plain, with_interval
 from tsdfm_bench.results.replicates import Replicates, own_spread, stream
 from tsdfm_bench.results.resampling import compare_terms, permutation_terms
-from tsdfm_bench.results.rows import Row, finite, pick
+from tsdfm_bench.results.rows import COST_UNITS, Row, finite, pick
 from tsdfm_bench.results.seeds import OVER, t_change
 from tsdfm_bench.results.stats import CONFIDENCE, Interval, holm, n_to_separate
 from tsdfm_bench.results.table_model import Section, Table, TableColumn, TableRow, Value
@@ -47,7 +47,6 @@ Verdict = Literal["better", "worse", "higher", "lower", "not separable", "identi
 
 LEVEL = 0.05
 ROLES = ("perplexity", "bits per byte", "entropy", "distinct", "repetition", "mauve", "speed")
-_MEASURED_ONCE = ("calls", "s", "1/s", "bytes")
 _SETTINGS = re.compile(r"\bsettings ([0-9a-f]{8})\b")
 _MOST_RESAMPLES = 9999
 
@@ -190,7 +189,7 @@ def _change(
     found = _about(name, a, b)
     if reason := _incomparable(a, b) or _unlike([a, b]):
         return Change(**found, reason=reason)
-    if a["unit"] in _MEASURED_ONCE:
+    if a["unit"] in COST_UNITS:
         return _points(found, a, b, "measured once")
     if same and all(a[name] == b[name] for name in ("value", "low", "high", "n")):
         zero = Interval(0.0, 0.0, 0.0, int(a["n"] or 0), "constant", "the same cell and the same numbers")
@@ -229,7 +228,7 @@ def _over_seeds(name: str, first: EvidenceCell, second: EvidenceCell, paired: bo
     found = {**_about(name, a, b), "paired": paired, "seeds": seeds}
     if reason := _incomparable(a, b) or _unlike([*first.behind(*key), *second.behind(*key)]):
         return Change(**found, reason=reason)
-    if a["unit"] in _MEASURED_ONCE:
+    if a["unit"] in COST_UNITS:
         return _points(found, a, b, "measured once")
     ours, theirs = ([float(row["value"]) for row in cell.behind(*key)] for cell in (first, second))
     n = min((int(row["n"]) for row in (a, b) if row["n"] is not None), default=0)
