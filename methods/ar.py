@@ -103,12 +103,13 @@ class AR(Weighted):
             return tokens
         sharpen = Sharpen(request.temperature, request.top_p, request.top_p_rule)
         policy = DrawPolicy(request.draw)
+        spare = isinstance(self.denoiser, CausalNetworkDenoiser)  # an exact law may show a table of its own
         uniforms = streams.uniform("token", 0, request.length).clamp_max_(BELOW_ONE).split(1, dim=1)  # one per token
         written = [tokens[:, :begin]]
         memory = self.denoiser.begin(request.batch, request.length)
         logits = self.denoiser.next_logits(memory, tokens[:, :begin])
         for place in range(begin, request.length):
-            token = policy.from_logits(logits, sharpen, uniforms[place])
+            token = policy.from_logits(logits, sharpen, uniforms[place], spare)
             if kept is not None:
                 token = torch.where(kept[:, place, None], tokens[:, place, None], token)
             written.append(token)

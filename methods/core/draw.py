@@ -37,6 +37,7 @@ _MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX2 = 0x94D049BB133111EB - (1 << 64)
 _RACE_ELEMENTS = 1 << 19
 _FLAT_ELEMENTS = 1 << 15  # fewer are summed faster in one go, on a CPU
+_SEARCHED_AT_ONCE = 1 << 16  # the same of `from_logits`
 BELOW_ONE = 1 - 2.0**-50  # times a sum of about 1 it is below the sum
 
 
@@ -85,6 +86,42 @@ def _first_above(weights: Tensor, cdf: Tensor, level: Tensor) -> tuple[Tensor, T
     level = torch.minimum(level, below)
     index = torch.searchsorted(cdf, level, right=True).clamp_max_(weights.shape[1] - 1)
     return index, (level - cdf.gather(1, index) + weights.gather(1, index)).clamp_min_(0.0)
+
+
+def _block_search(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """`inverse_cdf` of weights in their own precision, in a third of its operations.
+
+    The sums of 64 entries are rounded to the weights' precision, so the chance of a block is as exact as a weight. What
+    of the level is left inside the block is scaled to the fp64 sum of its entries: each of them can be drawn.
+
+    Args:
+        weights: (n, K), K a multiple of 64, the greatest of each row about 1.
+        u: (n, 1) fp64 in (0, `BELOW_ONE`].
+
+    Returns:
+        (n, 1) int64 tokens, and the levels, (n, 1) fp64: not finite where a weight is not.
+    """
+    n, size = weights.shape
+    blocks = weights.reshape(-1, _BLOCK)
+    sums = (blocks @ _ones(weights.dtype, weights.device)).view(n, -1)
+    cdf = sums.cumsum(dim=1, dtype=torch.float64)
+    level = u * cdf[:, -1:]
+    block = torch.searchsorted(cdf, level, right=True).clamp_max_(cdf.shape[1] - 1)
+    row = (block + _starts(n, size // _BLOCK, weights.device)).view(-1)
+    inside = blocks.index_select(0, row).cumsum(dim=1, dtype=torch.float64)
+    share = (1 - (cdf.gather(1, block) - level) / sums.gather(1, block)).clamp_(0, BELOW_ONE)
+    offset = torch.searchsorted(inside, share.mul_(inside[:, -1:]), right=True).clamp_max_(_BLOCK - 1)
+    return offset.add_(block, alpha=_BLOCK), level
+
+
+@lru_cache(maxsize=8)
+def _ones(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.ones(_BLOCK, dtype=dtype, device=device)
+
+
+@lru_cache(maxsize=8)
+def _starts(rows: int, blocks: int, device: torch.device) -> Tensor:
+    return torch.arange(0, rows * blocks, blocks, device=device)[:, None]
 
 
 @lru_cache(maxsize=8)
@@ -165,26 +202,34 @@ class DrawPolicy:
         self.watch(total)
         return chosen, total
 
-    def from_logits(self, logits: Tensor, sharpen: Sharpen, u: Tensor) -> Tensor:
+    def from_logits(self, logits: Tensor, sharpen: Sharpen, u: Tensor, spare: bool = False) -> Tensor:
         """One token per row from logits, for few rows at a time, again and again: as few operations as there can be.
 
-        Without a nucleus the probabilities are a softmax in the logits' own precision, and their sums fp64.
+        Without a nucleus the weights are exponentials in the logits' own precision, and their sums fp64. Of many
+        entries on a CPU only the sums of 64 are accumulated, which saves memory traffic (`_block_search`).
 
         Args:
-            logits: (n, K) floating point; not changed.
+            logits: (n, K) floating point.
             sharpen: temperature and nucleus.
             u: (n, 1) fp64 in (0, `BELOW_ONE`], one uniform per draw.
+            spare: the logits are not needed any more and may be written over; else they are not changed.
 
         Returns:
             (n, 1) int64 in [0, K).
         """
         if self.legacy or not sharpen.smooth or plain():
             return self.categorical(sharpen.weights(logits), u.squeeze(1))[:, None]
-        p = torch.softmax(logits if sharpen.temperature == 1 else logits / sharpen.temperature, dim=-1)
-        cdf = p.cumsum(dim=-1, dtype=torch.float64)
-        level = u * cdf[:, -1:]  # the sum is about 1, so this is below it
+        if sharpen.temperature != 1:
+            logits, spare = logits / sharpen.temperature, True
+        if logits.numel() > _SEARCHED_AT_ONCE and logits.shape[1] % _BLOCK == 0 and logits.device.type == "cpu":
+            top = logits.amax(dim=-1, keepdim=True)
+            chosen, level = _block_search((logits.sub_(top) if spare else logits - top).exp_(), u)
+        else:
+            cdf = torch.softmax(logits, dim=-1).cumsum(dim=-1, dtype=torch.float64)
+            level = u * cdf[:, -1:]  # the sum is about 1, so this is below it
+            chosen = torch.searchsorted(cdf, level, right=True).clamp_max_(logits.shape[1] - 1)
         self._levels.append(level)
-        return torch.searchsorted(cdf, level, right=True).clamp_max_(logits.shape[1] - 1)
+        return chosen
 
     def watch(self, values: Tensor) -> None:
         """Remember whether all of these were finite; the answer stays on the device until `check`.

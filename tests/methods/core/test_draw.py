@@ -79,6 +79,57 @@ def test_a_rare_token_is_drawn_from_logits(rows):
         assert chosen.tolist() == [[token]] * rows
 
 
+def many_logits(rows=40):
+    """So many that sums of 64 are searched; whole blocks and single tokens are impossible."""
+    logits = 4 * torch.randn(rows, 2048, generator=torch.Generator().manual_seed(1))
+    logits[:, :130] = -torch.inf
+    logits[:, 300:900:7] = -torch.inf
+    logits[:, -64:] = -torch.inf
+    assert logits.numel() > draw._SEARCHED_AT_ONCE
+    return logits
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_many_logits_are_drawn_by_their_own_intervals(temperature):
+    """u in the middle of the interval of a token, by fp64 sums of all: that token is drawn."""
+    logits = many_logits()
+    p = (logits[:1].double() / temperature).softmax(dim=1)
+    middle = (p.cumsum(dim=1) - p / 2)[0]
+    tokens = (p[0] > 1e-6).nonzero()[:, 0]
+    assert len(tokens) > 100
+    for some in tokens.split(len(logits)):
+        rows = logits[:1].expand(len(logits), -1).clone()
+        u = middle[some].new_full((len(logits),), 0.5)
+        u[: len(some)] = middle[some]
+        drawn = DrawPolicy().from_logits(rows, Sharpen(temperature), u[:, None])
+        assert drawn[: len(some), 0].tolist() == some.tolist()
+
+
+@pytest.mark.parametrize("u", [2.0**-53, 1e-9, 0.5, 1 - 1e-9, draw.BELOW_ONE])
+def test_what_is_impossible_is_never_drawn_of_many_logits(u):
+    logits = many_logits()
+    drawn = DrawPolicy().from_logits(logits, Sharpen(), torch.full((len(logits), 1), u, dtype=torch.float64))
+    assert torch.isfinite(logits.gather(1, drawn)).all()
+
+
+def test_spare_logits_are_written_over_and_others_are_not():
+    logits, u = many_logits(), torch.full((40, 1), 0.3, dtype=torch.float64)
+    before = logits.clone()
+    kept = DrawPolicy().from_logits(logits, Sharpen(), u)
+    assert torch.equal(logits, before)
+    assert torch.equal(DrawPolicy().from_logits(logits, Sharpen(), u, spare=True), kept)
+    assert not torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_many_logits_that_are_not_finite_are_refused(value):
+    logits, policy = many_logits(), DrawPolicy()
+    logits[3, 1000] = value
+    policy.from_logits(logits, Sharpen(), torch.full((40, 1), 0.3, dtype=torch.float64))
+    with pytest.raises(PluginError, match="not finite"):
+        policy.check()
+
+
 def test_race_has_the_bias_of_its_closed_form(monkeypatch):
     """P(rare token wins | u_1 among the 64 largest values) for a weight ratio q of a few grid steps.
 
