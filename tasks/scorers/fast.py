@@ -5,34 +5,14 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
+from tsdfm_bench.activation import TanhGELU
 from tsdfm_bench.api import plain
 
 TOTAL_ELEMENTS = 1 << 17  # of float32 at a time: what stays in a core's cache
-GELU_ELEMENTS = 1 << 18
-GELU_SLOPE = 2 * math.sqrt(2 / math.pi)
 ORDINARY = 60.0  # far from where float32's exponential overflows or loses bits, 88
-
-
-class TanhGELU(nn.Module):
-    """GELU's tanh form as x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)), in pieces that stay in the cache.
-
-    The eight elementwise passes of GPT-2's own module, and torch's kernel on a CPU, take longer.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape and floating dtype."""
-        if x.device.type != "cpu" or x.dtype != torch.float32:
-            return nn.functional.gelu(x, approximate="tanh")
-        parts = []
-        for part in x.reshape(-1).split(GELU_ELEMENTS):
-            gate = part.square().mul_(0.044715 * GELU_SLOPE).add_(GELU_SLOPE).mul_(part).sigmoid_()
-            parts.append(gate.mul_(part))
-        return (torch.cat(parts) if len(parts) > 1 else parts[0]).view_as(x)
 
 
 def fuse_activations(model: nn.Module) -> nn.Module:
