@@ -71,6 +71,7 @@ class Rotary(nn.Module):
         exchanged = (x.reshape(-1, head) @ exchange).view(x.shape)
         return torch.addcmul(x * cos[start:end], exchanged, sin[start:end])
 
+    @torch.inference_mode(False)  # what is kept may be needed with gradients later
     def _along_rows(self, heads: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Cosines and sines of whole rows, (length, heads * head), and the map of (a, b) to (-b, a), (head, head)."""
         half = self.cos.shape[1]
