@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +21,18 @@ class TanhGELU(nn.Module):
     On a CPU torch computes it in one slow loop, and GPT-2's module of transformers in eight passes. Without gradients
     it is made here of four fast operations, over pieces that stay in the cache; equal to torch's up to rounding. Small
     tensors, gradients, other precisions and devices are left to torch.
+
+    Args:
+        precisions: in which it is made here, of float32 and bfloat16.
     """
+
+    def __init__(self, precisions: Collection[torch.dtype] = (torch.float32, torch.bfloat16)) -> None:
+        super().__init__()
+        self.precisions = precisions
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape and floating dtype, element by element."""
-        fast = x.dtype in (torch.float32, torch.bfloat16) and x.numel() >= PIECE and x.device.type == "cpu"
+        fast = x.dtype in self.precisions and x.numel() >= PIECE and x.device.type == "cpu"
         if x.requires_grad or not fast or plain():
             return F.gelu(x, approximate="tanh")
         result, slope = torch.empty(x.shape, dtype=x.dtype), torch.tensor(_SLOPE)

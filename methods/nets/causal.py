@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tsdfm_bench.activation import TanhGELU
-from tsdfm_bench.methods.nets.layers import LayerNorm, Rotary, dot_product_attention, merge_heads, split_heads
+from tsdfm_bench.methods.nets.layers import GELU, LayerNorm, Rotary, dot_product_attention, merge_heads, split_heads
 from tsdfm_bench.methods.nets.pretrained import PretrainedNetwork
 
 
@@ -76,7 +75,7 @@ class CausalBlock(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.attn_out = nn.Linear(width, width, bias=False)
         self.norm2 = LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), TanhGELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, rotary: Rotary, cache: KVCache | None, index: int) -> Tensor:
         """(batch, l, width) -> (batch, l, width), attending to the cache and to earlier tokens."""

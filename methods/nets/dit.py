@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tsdfm_bench.activation import TanhGELU
 from tsdfm_bench.methods.nets.layers import (
+    GELU,
     LayerNorm,
     Rotary,
     SinusoidalEmbedding,
@@ -81,7 +81,7 @@ class Block(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.attn_out = nn.Linear(width, width, bias=False)
         self.norm2 = LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), TanhGELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), GELU(), nn.Linear(4 * width, width))
         self.adaln = nn.Linear(config.condition, 6 * width)
 
     def forward(self, x: Tensor, condition: Tensor, rotary: Rotary) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tsdfm_bench.activation import TanhGELU
 from tsdfm_bench.api import plain
 
 SMALL_HEAD = 32  # and smaller: rotated along whole rows on a CPU
@@ -23,6 +24,13 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width) fp32."""
         return F.layer_norm(x.float(), (x.shape[-1],), self.weight, None, 1e-5)
+
+
+class GELU(TanhGELU):
+    """Of the networks' MLPs: in fp32 torch's own, so that recorded samples can be made again bit for bit."""
+
+    def __init__(self) -> None:
+        super().__init__((torch.bfloat16,))
 
 
 class Rotary(nn.Module):

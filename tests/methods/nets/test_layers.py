@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
 
+from tsdfm_bench.activation import PIECE, TanhGELU
 from tsdfm_bench.api import PLAIN_VARIABLE
-from tsdfm_bench.methods.nets.layers import Rotary, split_heads
+from tsdfm_bench.methods.nets.layers import GELU, Rotary, split_heads
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -36,3 +38,10 @@ def test_rotation_along_rows_has_the_gradient_of_the_rotation_of_heads(monkeypat
         sum(part.square().sin().sum() for part in split_heads(joint, 2, rotary)).backward()
         gradients.append(joint.grad)
     torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_gelu_of_the_networks_has_torchs_bits_in_fp32():
+    x = torch.randn(2 * PIECE)
+    assert torch.equal(GELU()(x), F.gelu(x, approximate="tanh"))
+    assert torch.equal(GELU()(x.bfloat16()), TanhGELU()(x.bfloat16()))
+    assert not torch.equal(GELU()(x.bfloat16()), F.gelu(x.bfloat16(), approximate="tanh"))
