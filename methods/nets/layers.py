@@ -136,7 +136,10 @@ def split_heads(qkv: Tensor, heads: int, rotary: Rotary, start: int = 0) -> tupl
         three (batch, heads, length, head).
     """
     head = qkv.shape[2] // (3 * heads)
-    split = lambda x: x.unflatten(2, (-1, heads, head)).permute(2, 0, 3, 1, 4)  # noqa: E731
+
+    def split(x: Tensor) -> Tensor:
+        return x.unflatten(2, (-1, heads, head)).permute(2, 0, 3, 1, 4)
+
     if qkv.device.type == "cpu" and head <= SMALL_HEAD and not plain():
         both, values = qkv.split([2 * heads * head, heads * head], dim=2)
         q, k = split(rotary.along_rows(both, start))
