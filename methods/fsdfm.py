@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from tsdfm_bench.api import Identity, MethodInfo, OracleSource, plain
-from tsdfm_bench.errors import CheckpointError, UsageError
+from tsdfm_bench.errors import UsageError
 from tsdfm_bench.methods.core.denoiser import Denoiser
 from tsdfm_bench.methods.core.grid import Grid
 from tsdfm_bench.methods.core.kernel import Kernel, Posterior, pieces
@@ -190,17 +190,9 @@ class FSDFM(Flow):
         """See `Weighted.load`; with `rerank=compass` the compass is read too."""
         method = super().load(params, device)
         if method.rerank == "compass":
-            from tsdfm_bench.methods.nets.compass import Compass
-            from tsdfm_bench.methods.rerank import compass_beside
+            from tsdfm_bench.methods.rerank import load_compass
 
-            compass = Compass.from_pretrained(
-                compass_beside(cls._checkpoint(params).folder, method.source.name), device
-            )
-            if compass.config.outputs != method.denoiser.outputs:
-                raise CheckpointError(
-                    f"the compass knows {compass.config.outputs} tokens, the student {method.denoiser.outputs}"
-                )
-            method.energy = compass
+            method.energy = load_compass(cls._checkpoint(params), method.denoiser.outputs, device)
         return method
 
     @classmethod

@@ -24,12 +24,15 @@ from torch import Tensor
 
 from tsdfm_bench.api import Identity
 from tsdfm_bench.errors import CheckpointError
+from tsdfm_bench.methods.checkpoints import Checkpoint
 from tsdfm_bench.methods.core.grid import Grid
 from tsdfm_bench.methods.core.kernel import Posterior, pieces
 from tsdfm_bench.methods.core.state import State
 from tsdfm_bench.methods.core.visits import Visit, every_step
 from tsdfm_bench.methods.fsdfm import CumulativeKernel
+from tsdfm_bench.methods.nets.compass import Compass
 from tsdfm_bench.methods.nets.folder import CONFIG_FILE, WEIGHTS_FILE
+from tsdfm_bench.methods.nets.pretrained import read_config
 
 Energy = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(rows, length) states, (rows,) times, (rows, length) origins -> (rows, length) token energies."""
@@ -113,6 +116,33 @@ def compass_beside(weights: Path, source: str | None) -> Path:
             f"--only {folder.name}, or choose weights that have one beside them"
         )
     return folder
+
+
+def load_compass(student: Checkpoint, outputs: int, device: str) -> Compass:
+    """The compass beside a student's weights.
+
+    Args:
+        student: its checkpoint.
+        outputs: its embedding rows.
+        device: where the compass is put.
+
+    Raises:
+        CheckpointError: there is none, or it is one of another vocabulary, length or teacher.
+    """
+    path = compass_beside(student.folder, student.source)
+    compass = Compass.from_pretrained(path, device)
+    about = read_config(student.folder) if student.public is None else {}
+    teacher, taught = read_config(path).get("teacher_hash"), about.get("needed", {})
+    length = about.get("network", {}).get("length", compass.config.length)
+    for what, theirs, ours in (("outputs", compass.config.outputs, outputs), ("length", compass.config.length, length)):
+        if theirs != ours:
+            raise CheckpointError(f"the compass {path} has {what} {theirs}, the student {student.folder} {ours}")
+    if teacher and taught and teacher not in taught.values():
+        raise CheckpointError(
+            f"the compass {path} was made with another teacher than the student {student.folder}; train it again: "
+            f"delete {path}"
+        )
+    return compass
 
 
 def identity_with(student: Identity, compass: Path) -> Identity:

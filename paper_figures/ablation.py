@@ -8,6 +8,7 @@ cell's own value with its interval over sequences.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -87,6 +88,7 @@ class Ablation:
         quality: (metric, scorer) pairs that judge quality, best known first.
         entropy: the entropy metric.
         distinct: the distinct-n metric, or None.
+        distance: the total variation from the exact law, or None.
     """
 
     task: str
@@ -97,6 +99,7 @@ class Ablation:
     quality: list[tuple[str, str]]
     entropy: str
     distinct: str | None
+    distance: str | None = None
 
     @property
     def name(self) -> str:
@@ -122,6 +125,22 @@ class Ablation:
                 values[str(value)] = value
         order = sorted(found, key=lambda text: _order(values[text]))
         return [Level(text, values[text], found[text], str(self.base.get(key)) == text) for text in order]
+
+    def variants(self) -> list[Level]:
+        """Networks of equal settings, by name: the default first, then by the number of settings that differ."""
+        found: dict[str, list[EvidenceCell]] = {}
+        for cell in self.cells:
+            found.setdefault(json.dumps(_settings(cell), sort_keys=True), []).append(cell)
+        levels = [
+            Level(str(cells[0].variant["name"]), None, cells, not self.differences(cells[0]))
+            for cells in found.values()
+        ]
+        return sorted(levels, key=lambda level: len(self.differences(level.cells[0])))
+
+    def differences(self, cell: EvidenceCell) -> list[str]:
+        """What distinguishes a variant from the default, "K 8"; settings that only one of the two has are left out."""
+        settings = _settings(cell)
+        return [f"{key} {settings[key]}" for key in settings if key in self.base and settings[key] != self.base[key]]
 
 
 def _settings(cell: EvidenceCell) -> dict[str, Any]:
@@ -174,6 +193,7 @@ def _ablation(cells: Sequence[EvidenceCell]) -> Ablation | None:
         quality=[(metric, scorer) for metric, scorer in quality],
         entropy=entropy,
         distinct=pick(metrics, "distinct"),
+        distance=pick(metrics, "total variation"),
     )
 
 

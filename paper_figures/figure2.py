@@ -2,7 +2,9 @@
 
 What the thesis is about: along a chain of jumps that nobody judges, one bad early decision stays. For each arm the mean
 over sequences of the completed sequence's NLL, the compass energy, the positions that changed, those that already hold
-their final token, and the entropy, with 95 % bands over sequences. From `trajectories.parquet`, see `results.training`.
+their final token, and the entropy, with 95 % bands over sequences. The last panel follows the sequences whose completed
+NLL was in the worst and in the best quarter of their arm after an early jump, and the caption has the rank correlation
+of that NLL with the final one: where a bad early jump goes. From `trajectories.parquet`, see `results.training`.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ PANELS = {
     "committed": "committed\n(share)",
     "entropy_nats": "entropy\n(nats)",
 }
+EARLY = 0.25
+"""The first state at this time or later is the early one."""
 _STYLE = {"blind": "fsdfm", "shaped": "tsdfm"}
+_QUARTERS = {"worst": "-", "best": ":"}
 
 
 class Figure2:
@@ -42,24 +47,26 @@ class Figure2:
         found: list[Made] = []
         for path in evidence.trajectories:
             frame = read_trajectories(path)
+            where = path.parent.name if len(evidence.trajectories) > 1 else ""
             for key, part in frame.groupby("source", sort=False):
                 source = str(key)
-                name = f"figure2-{source}" if found and source else "figure2"
-                found.append(_one(part, source, name))
+                name = "-".join(word for word in ("figure2", where, source) if word) if found else "figure2"
+                found.append(_one(part, source, name, where))
         return own_names(found)
 
 
-def _one(frame: pd.DataFrame, source: str, name: str) -> Made:
+def _one(frame: pd.DataFrame, source: str, name: str, where: str) -> Made:
     arms = [arm for arm in ("blind", "shaped") if arm in set(frame["arm"])]
     shown = {key: title for key, title in PANELS.items() if frame[key].notna().any()}
     rows: list[Row] = []
     from matplotlib.ticker import MaxNLocator
 
     with styled():
-        figure, grid = new_figure(COLUMN_IN, 0.3 + 1.0 * len(shown), rows=len(shown), sharex=True, squeeze=False)
+        count = len(shown) + 1
+        figure, grid = new_figure(COLUMN_IN, 0.3 + 1.0 * count, rows=count, sharex=True, squeeze=False)
         look = looks(_STYLE.values())
         panels: dict[Axes, list[Label]] = {}
-        for axes, (key, title) in zip(grid[:, 0], shown.items(), strict=True):
+        for axes, (key, title) in zip(grid[:-1, 0], shown.items(), strict=True):
             panels[axes] = []
             for arm in arms:
                 style = look[_STYLE[arm]]
@@ -72,15 +79,59 @@ def _one(frame: pd.DataFrame, source: str, name: str) -> Made:
                 rows += _rows(means, arm, key, source)
             axes.set_ylabel(title)
             axes.yaxis.set_major_locator(MaxNLocator(4))
+        panels[grid[-1, 0]] = []
+        for arm in arms:
+            colour = look[_STYLE[arm]]["color"]
+            for quarter, line in _QUARTERS.items():
+                means = _means(_quarter(frame[frame["arm"] == arm], quarter), "nll_nats")
+                grid[-1, 0].plot(means["t"], means["mean"], color=colour, linestyle=line, linewidth=1.0)
+                end = Label(means["t"].iloc[-1], means["mean"].iloc[-1], f"{arm}, {quarter}", colour)
+                panels[grid[-1, 0]].append(end)
+                rows += _rows(means, f"{arm} {quarter} quarter", "nll_nats", source)
+        grid[-1, 0].set_ylabel("NLL, by an\nearly jump")
+        grid[-1, 0].yaxis.set_major_locator(MaxNLocator(4))
         grid[-1, 0].set_xlabel("time t (0 = noise, 1 = data)")
         missing = [f"{arm} arm" for arm in ("blind", "shaped") if arm not in arms]
         mark_incomplete(figure, missing)
         figure.draw_without_rendering()  # tick labels first: the room for axis labels depends on their width
         finish(figure, panels)
     count = int(frame["sequence"].nunique())
-    notes = [f"Means over {count} sequences, bands are 95 % intervals (normal); the arms share their starts."]
-    title = f"Blind and shaped trajectories, {source} source" if source else "Blind and shaped trajectories"
+    notes = [
+        f"Means over {count} sequences, bands are 95 % intervals (normal); the arms share their starts.",
+        "Last panel: the quarters of worst (solid) and best (dotted) completed NLL at the first state from "
+        f"t = {EARLY:g} on.",
+        *(_persistence(frame[frame["arm"] == arm], arm) for arm in arms),
+    ]
+    title = ", ".join(
+        ["Blind and shaped trajectories", *([f"{source} source"] if source else []), *([where] if where else [])]
+    )
     return Made(name, title, rows, figure=figure, notes=notes, missing=missing)
+
+
+def _early(frame: pd.DataFrame) -> pd.Series:
+    """Completed NLL of each sequence of one arm at its early state."""
+    late = frame[frame["t"] >= EARLY]
+    return late[late["step"] == late["step"].min()].set_index("sequence")["nll_nats"]
+
+
+def _quarter(frame: pd.DataFrame, quarter: str) -> pd.DataFrame:
+    """The sequences of one arm in the "worst" or "best" quarter by their early NLL; at least one."""
+    early = _early(frame).sort_values(ascending=quarter == "best", kind="stable")
+    return frame[frame["sequence"].isin(early.index[: max(1, len(early) // 4)])]
+
+
+def _persistence(frame: pd.DataFrame, arm: str) -> str:
+    """A sentence: how the early NLL of one arm goes with the final one (Spearman, 95 % by Fisher's z)."""
+    import numpy as np
+    from scipy import stats
+
+    early, last = _early(frame), frame[frame["step"] == frame["step"].max()].set_index("sequence")["nll_nats"]
+    if len(early) < 4 or early.nunique() < 2 or last.nunique() < 2:
+        return f"{arm.capitalize()}: too few different sequences for a rank correlation of early and final NLL."
+    rho = float(stats.spearmanr(early, last.loc[early.index]).statistic)
+    half = 1.959964 * ((1 + rho**2 / 2) / (len(early) - 3)) ** 0.5  # Bonett and Wright, Psychometrika 2000
+    low, high = np.tanh(np.arctanh(np.clip(rho, -0.999999, 0.999999)) + np.array([-half, half]))
+    return f"{arm.capitalize()}: rank correlation of early and final NLL {rho:.2f} [{low:.2f}, {high:.2f}]."
 
 
 def _means(frame: pd.DataFrame, key: str) -> pd.DataFrame:

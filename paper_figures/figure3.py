@@ -1,4 +1,5 @@
-"""Figure 3: what the gain depends on: K, the policy, the rule of choice, and the controls that explain it away.
+"""Figure 3: what the gain depends on: K, every option of shaping and of its targets, and the controls that explain it
+away.
 
 One line per variant: quality on the left, entropy on the right, because a choice by energy can lower perplexity by
 lowering entropy alone. Small marks are training seeds, large ones their mean with its 95 % interval.
@@ -19,7 +20,22 @@ from tsdfm_bench.results.style import COLUMN_IN, INK, PALETTE, new_figure, style
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-GROUPS = {"K": "candidates K", "policy": "policy", "rule": "rule", "control": "control"}
+GROUPS = {
+    "K": "candidates K",
+    "tau": "tau",
+    "policy": "policy",
+    "token_guard": "guard",
+    "switch": "switch",
+    "switch_time": "switch time",
+    "gate_on": "gate",
+    "rule": "rule",
+    "teacher": "shortcut teacher",
+    "semi_teacher": "semi-teacher",
+    "h_law": "law of h",
+    "small_h_target": "small h",
+    "compass": "compass",
+    "control": "control",
+}
 NAMES = {
     "none": "shaped (default)",
     "unshaped": "unshaped",
@@ -35,6 +51,19 @@ NAMES = {
     "seq": "sequence",
     "token": "token",
     "seq_to_token": "sequence, then token",
+    "True": "on",
+    "False": "off",
+    "time": "at a time",
+    "midpoint_index": "after the first midpoint",
+    "curriculum": "during training",
+    "midpoint_time": "midpoint's time",
+    "row_start_time": "start time",
+    "rk4": "RK-4",
+    "heun": "Heun",
+    "ema": "average",
+    "inverse_h": "1/h",
+    "kl_frozen_teacher": "frozen teacher",
+    "path_loss": "path loss",
 }
 WANTED = {
     "K": ("1", "2", "4", "8", "16"),
@@ -46,7 +75,7 @@ WANTED = {
 class Figure3:
     """See the module's text."""
 
-    title: ClassVar[str] = "K, policy and controls"
+    title: ClassVar[str] = "K, options and controls"
     sweep: ClassVar[str] = "figure3"
 
     def make(self, evidence: Evidence) -> list[Made]:
@@ -60,7 +89,7 @@ class Figure3:
                 name = "figure3" if not found else f"figure3-{ablation.task}-{ablation.source}-{scorer or metric}"
                 found.append(_one(ablation, groups, metric, scorer, name))
         if not found:
-            raise NothingToDraw("no two variants that differ in K, policy, rule or control alone")
+            raise NothingToDraw("no two variants that differ in one setting or control alone")
         return own_names(found)
 
 
@@ -79,7 +108,7 @@ def _one(ablation: Ablation, groups: dict[str, list[Level]], metric: str, scorer
                     _level(axes, y, level, *measure)
                     rows += level.rows(*measure)
                 ticks.append(y)
-                labels.append(_name(key, level))
+                labels.append(NAMES.get(level.name, level.name))
                 y += 1
         _default_line(left, groups, metric, scorer)
         _default_line(right, groups, ablation.entropy, "")
@@ -113,11 +142,7 @@ def _one(ablation: Ablation, groups: dict[str, list[Level]], metric: str, scorer
         ),
         *(f"{text}." for text in dict.fromkeys(row["definition"] for row in shown if row["definition"])),
     ]
-    return Made(name, f"K, policy and controls; {ablation.name}", shown, figure=figure, notes=notes, missing=missing)
-
-
-def _name(key: str, level: Level) -> str:
-    return NAMES.get(level.name, level.name) if key != "K" else level.name
+    return Made(name, f"K, options and controls; {ablation.name}", shown, figure=figure, notes=notes, missing=missing)
 
 
 def _level(axes: Axes, y: float, level: Level, metric: str, scorer: str) -> None:

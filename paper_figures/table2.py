@@ -57,7 +57,7 @@ def _table(ablation: Ablation, name: str) -> Made:
         pairs = [(f"{m} {s}", m, s) for m, s in ablation.quality] + [("entropy", ablation.entropy, "")]
         pairs += [("distinct", ablation.distinct, "")] if ablation.distinct else []
         for key, metric, scorer in pairs:
-            values[key] = _value(level, metric, scorer)
+            values[key] = level_value(level, metric, scorer)
             rows += level.rows(metric, scorer)
         lines.append(TableRow("method", values))
     missing = [f"tau {tau:g}" for tau in TAUS if not any(_same(level, tau) for level in levels)]
@@ -79,7 +79,8 @@ def _same(level: Level, tau: float) -> bool:
     return isinstance(level.value, int | float) and float(level.value) == tau
 
 
-def _value(level: Level, metric: str, scorer: str) -> Value:
+def level_value(level: Level, metric: str, scorer: str) -> Value:
+    """A mean with half the width of its interval."""
     found = level.estimate(metric, scorer)
     if found is None:
         return Value("–")

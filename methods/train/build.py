@@ -143,13 +143,37 @@ def new_network(stage: Stage, recipe: Recipe, vocab_size: int, length: int, bos_
     )
 
 
+def teacher_of(stage: Stage, text: TrainingText, folder: Path, device: str = "cpu") -> DiT:
+    """The frozen teacher of a stage.
+
+    Raises:
+        CheckpointError: it was trained from another source, or on another vocabulary, length or tokenizer.
+    """
+    path = folder / stage.teacher
+    teacher, about = DiT.from_pretrained(path, device).requires_grad_(False), read_config(path)
+    outputs = outputs_of(stage, text.vocab_size)
+    for what, theirs, needed in (
+        ("source", about.get("source", stage.source), stage.source),
+        ("tokenizer", about.get("tokenizer", text.tokenizer), text.tokenizer),
+        ("vocab_size", teacher.config.vocab_size, text.vocab_size),
+        ("outputs", teacher.config.outputs, outputs),
+        ("length", teacher.config.length, text.length),
+    ):
+        if theirs != needed:
+            raise CheckpointError(
+                f"teacher {path} has {what} {theirs}, stage '{stage.name}' needs {needed}; train it again: delete "
+                f"{path}, or choose another output folder"
+            )
+    return teacher
+
+
 def build_network(stage: Stage, recipe: Recipe, text: TrainingText, folder: Path) -> PretrainedNetwork:
     """The network of a stage before its first step; earlier stages are read from `folder`."""
     torch.manual_seed(recipe.training_of(stage).seed)
     if stage.kind == "compass" and stage.start_from:
         return Compass.from_pretrained(folder / stage.start_from)
     if stage.kind == "compass":
-        teacher = DiT.from_pretrained(folder / stage.teacher)
+        teacher = teacher_of(stage, text, folder)
         return Compass.from_teacher(
             teacher, stage.blocks, **{key: bool(stage.options.get(key)) for key in COMPASS_SEES}
         )
@@ -157,9 +181,10 @@ def build_network(stage: Stage, recipe: Recipe, text: TrainingText, folder: Path
     initialise(network, recipe, text)
     if isinstance(network, CausalTransformer):
         return network
-    donor = stage.start_from or stage.teacher
-    if donor:
-        copy_weights(network, DiT.from_pretrained(folder / donor))
+    if stage.start_from:
+        copy_weights(network, DiT.from_pretrained(folder / stage.start_from))
+    elif stage.teacher:
+        copy_weights(network, teacher_of(stage, text, folder))
     if stage.forget_time is not None:
         forget_time(network, stage.forget_time)
     return network
@@ -205,7 +230,7 @@ def build_objective(stage: Stage, recipe: Recipe, text: TrainingText, folder: Pa
         return lambda ema: SEDDObjective(size, outputs, **options)
     if stage.kind == "dfm":
         return lambda ema: DFMObjective(size, outputs, **options)
-    frozen = DiT.from_pretrained(folder / stage.teacher, device).requires_grad_(False)
+    frozen = teacher_of(stage, text, folder, device)
     if stage.kind == "compass":
         builder = DiT.from_pretrained(folder / stage.builder, device).requires_grad_(False) if stage.builder else frozen
         aware = builder.config.step_aware

@@ -26,6 +26,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from tsdfm_bench.methods.core.draw import inverse_cdf
 from tsdfm_bench.methods.train.compass import CompassObjective, Pair
 from tsdfm_bench.methods.train.data import Draws, TrainingText
 from tsdfm_bench.methods.train.objectives import noise
@@ -264,7 +265,10 @@ def builder_logits(objective: CompassObjective, x: Tensor, t: Tensor, h: Tensor)
 
 
 def finish(objective: CompassObjective, states: Tensor, time: Tensor, draws: Draws) -> Tensor:
-    """Walk (K, rows, length) states at `time` (rows,) to t = 1 with the builder; the K share their random numbers."""
+    """Walk (K, rows, length) states at `time` (rows,) to t = 1 with the builder; the K share their random numbers.
+
+    The clamp at t = 1 leaves a mask in place with a probability of about 1e-7: such a position is drawn once more.
+    """
     rest = []
     for state in states:
         x, t = state, time
@@ -272,6 +276,10 @@ def finish(objective: CompassObjective, states: Tensor, time: Tensor, draws: Dra
         for index in range(FINISH_JUMPS):
             x = jump(x, builder_logits(objective, x, t, step), t, step, draws, f"finish{index}")[0]
             t = t + step
+        rows, positions = (x >= objective.vocab_size).nonzero(as_tuple=True)
+        if rows.numel():
+            weights = builder_logits(objective, x, t, step)[rows, positions].double().softmax(dim=-1)
+            x[rows, positions] = inverse_cdf(weights, draws.at("finish/rest", rows, positions))[0]
         rest.append(x)
     return torch.stack(rest)
 

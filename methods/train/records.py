@@ -30,9 +30,10 @@ COST_FILE, VARIANTS_FILE, COSTS_FILE = "cost.json", "variants.json", "training_c
 STUDENTS = ("fsdfm", "tsdfm")
 
 
-def settings_of(stage: Stage) -> dict[str, Any]:
-    """What distinguishes a student: control, objective, and shaping if there is any."""
+def settings_of(stage: Stage, steps: int) -> dict[str, Any]:
+    """What distinguishes a student of so many training steps: control, objective, and shaping if there is any."""
     settings = {"control": stage.control, **DEFAULTS, **{k: v for k, v in stage.options.items() if k in DEFAULTS}}
+    settings["training_steps"] = steps
     settings["teacher"] = settings.pop("rule")
     if stage.kind == "tsdfm":
         shaping = ShapingConfig(**stage.shaping)
@@ -43,6 +44,7 @@ def settings_of(stage: Stage) -> dict[str, Any]:
             "rule": shaping.rule,
             "gate_on": shaping.gate_on,
             "switch": shaping.switch,
+            "switch_time": shaping.switch_time,
             "token_guard": shaping.token_guard,
             "compass": "exact" if stage.compass == ORACLE else stage.compass.removesuffix(f"-{stage.source}"),
         }
@@ -80,13 +82,30 @@ def _peak_memory() -> float | None:
 
 
 def write_records(recipe: Recipe, folder: Path) -> None:
-    """Write `variants.json` and `training_cost.json` of the students that are trained."""
+    """Write `variants.json` and `training_cost.json` of the students that are trained.
+
+    Once more where another process has finished a network meanwhile: whoever writes last has seen all.
+    """
+    seen: set[Path] | None = None
+    while seen != (found := _finished(recipe, folder)):
+        seen = found
+        _write_records(recipe, folder)
+
+
+def _finished(recipe: Recipe, folder: Path) -> set[Path]:
+    """What the records are made of."""
+    names = (CONFIG_FILE, COST_FILE)
+    return {path for stage in recipe.stage for name in names if (path := folder / stage.name / name).is_file()}
+
+
+def _write_records(recipe: Recipe, folder: Path) -> None:
     variants, costs = [], []
     for stage in recipe.stage:
         if stage.kind not in STUDENTS or not (folder / stage.name / CONFIG_FILE).is_file():
             continue
         found = checkpoints.Checkpoint(folder / stage.name, stage.name, stage.kind, stage.source or None)
-        settings, weights = settings_of(stage), checkpoints.identify(found).weights
+        steps = int(read_config(found.folder).get("steps", recipe.training_of(stage).steps))
+        settings, weights = settings_of(stage, steps), checkpoints.identify(found).weights
         variants.append(
             {
                 "name": stage.variant or stage.name,

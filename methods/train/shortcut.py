@@ -70,10 +70,16 @@ def jump(
         several: (batch,) bool, rows that need more than candidate 0; the others have x in its place. None = all.
 
     Returns:
-        (K, batch, length) int64.
+        (K, batch, length) int64; an entry of weight 0 is never drawn.
+
+    Raises:
+        FloatingPointError: a NaN or an infinity among the logits.
     """
     p = torch.softmax(logits, dim=-1)
     stay = p.gather(-1, x[..., None]).squeeze(-1).double()
+    if not torch.isfinite(stay.sum()):
+        bad = (~torch.isfinite(stay)).any(dim=1)
+        raise FloatingPointError(f"the logits that '{site}' is drawn from are not finite in {draws.describe(bad)}")
     leave = -torch.expm1(log_survival_ratio(t, h)[:, None] * (1 - stay))
     moved = torch.stack([draws.uniform(f"{site}/{k}/leave", x.shape[1]) < leave for k in range(candidates)])
     if several is not None:
@@ -85,7 +91,10 @@ def jump(
     weights = p[rows, positions].scatter_(-1, x[rows, positions][:, None], 0.0)
     cdf = weights.cumsum(dim=-1)
     levels = torch.stack([draws.at(f"{site}/{k}/token", rows, positions) for k in range(candidates)], dim=1)
-    tokens = torch.searchsorted(cdf, levels.to(cdf.dtype) * cdf[:, -1:], right=True).clamp_max_(p.shape[-1] - 1)
+    total = cdf[:, -1:]
+    below = torch.nextafter(total, torch.zeros_like(total))  # rounding may put a level at the total or above
+    tokens = torch.searchsorted(cdf, torch.minimum(levels.to(cdf.dtype) * total, below), right=True)
+    tokens.clamp_max_(p.shape[-1] - 1)
     at = (slice(None), rows, positions)
     result[at] = torch.where(moved[at], tokens.T, result[at])
     return result
@@ -242,8 +251,10 @@ class ShortcutObjective:
         shown: dict[str, float] = {}
         big, small = large.nonzero().squeeze(1), (~large).nonzero().squeeze(1)
         if big.numel():
+            live = self.semi_teacher == "live"
+            network.eval() if live else None
             target = shortcut_target(
-                self.ema if self.semi_teacher == "ema" else network,
+                network if live else self.ema,
                 x_t[big],
                 t[big].float(),
                 h[big].float(),
@@ -252,6 +263,7 @@ class ShortcutObjective:
                 self.rule,
                 self.choose,
             )
+            network.train() if live else None
             require_finite(target, "the shortcut teacher's logits", draws.rows(big))
             rows = rows.index_put((big,), losses.forward_kl(target, student[big]).mean(dim=1))
         if small.numel():

@@ -325,7 +325,7 @@ class Trainer:
         self.network.train()
         saved = reported = begun = time.monotonic()
         before, counted, operations = self.seconds, self.step, self.meter.total
-        before_flops, first = self.flops - operations, self.step
+        before_flops, before_operations, first = self.flops, operations, self.step
         while self.step < last:
             number, started = self.step + 1, time.monotonic()
             try:
@@ -337,7 +337,8 @@ class Trainer:
             self._update(number)
             self.step = number
             now = time.monotonic()
-            self.flops = before_flops + self.meter.total
+            own = self.meter.total - before_operations
+            self.flops = before_flops + own * self.accelerator.num_processes
             if number > first + WARM_UP_STEPS:
                 self.step_seconds.append(now - started)
             self.seconds = before + now - begun
@@ -439,10 +440,24 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(self.network.parameters(), config.clip)
         value, length = torch.stack([torch.stack(losses).sum(), norm.float()]).tolist()
         if not math.isfinite(value):
-            raise FloatingPointError(f"the loss is {value}")
+            raise FloatingPointError(f"the loss is {value}{self._sick_windows(number)}")
         if not math.isfinite(length):
             raise FloatingPointError(f"the norm of the gradient is {length}, at a loss of {value:.4g}")
         return value, dict(shown)
+
+    @torch.no_grad()
+    def _sick_windows(self, number: int) -> str:
+        """Of which windows of a step the loss is not finite, for a message: each of this process's share by itself."""
+        config = self.config
+        share = config.batch // self.accelerator.num_processes
+        first, device = self.accelerator.process_index * share, self.accelerator.device
+        draws = Draws(config.seed, self.draws, number, share, device, first, config.batch)
+        windows = self.text.windows("train", draws)
+        bad = torch.zeros(share, dtype=torch.bool, device=device)
+        for row in torch.arange(share, device=device).split(1):
+            with self.accelerator.autocast():
+                bad[row] = ~torch.isfinite(self.objective.loss(self.plain, windows[row], draws.rows(row)).loss)
+        return f" in {draws.describe(bad)}" if bad.any() else ""
 
     def _speed(self, flops_per_s: float) -> dict[str, float]:
         """Operations per second of this process and, where the peak is known, their share of it (MFU)."""

@@ -74,10 +74,10 @@ def test_no_mask_is_left_and_both_networks_are_counted() -> None:
         assert better < worse  # the exact energy at few steps finds likelier text
 
 
-def saved(folder, source: str = "uniform") -> DiT:
+def saved(folder, source: str = "uniform", **about: object) -> DiT:
     torch.manual_seed(0)
     network = DiT(DiTConfig(V, V, 4, width=8, blocks=1, heads=1, condition=4, step_aware=True))
-    network.save_pretrained(folder / f"fsdfm-{source}", {"method": "fsdfm", "source": source})
+    network.save_pretrained(folder / f"fsdfm-{source}", {"method": "fsdfm", "source": source, **about})
     return network
 
 
@@ -100,7 +100,22 @@ def test_the_compass_lies_beside_the_weights_and_belongs_to_the_identity(tmp_pat
     assert "energy" not in FSDFM.load({"checkpoint": str(tmp_path)}, "cpu").networks()
     other = Compass.from_teacher(DiT(DiTConfig(V + 2, V + 2, 4, width=8, blocks=1, heads=1, condition=4)), 1)
     other.save_pretrained(tmp_path / "compass-uniform")
-    with pytest.raises(CheckpointError, match="the compass knows 5 tokens"):
+    with pytest.raises(CheckpointError, match=r"has outputs 5, the student .* 3"):
+        FSDFM.load(params, "cpu")
+    longer = Compass.from_teacher(DiT(DiTConfig(V, V, 8, width=8, blocks=1, heads=1, condition=4)), 1)
+    longer.save_pretrained(tmp_path / "compass-uniform")
+    with pytest.raises(CheckpointError, match=r"has length 8, the student .* 4"):
+        FSDFM.load(params, "cpu")
+
+
+def test_a_compass_of_another_teacher_is_refused(tmp_path) -> None:
+    network = saved(tmp_path, needed={"dfm-uniform": "sha256:aa"})
+    params = {"checkpoint": str(tmp_path), "source": "uniform", "rerank": "compass"}
+    compass = Compass.from_teacher(network, 1)
+    compass.save_pretrained(tmp_path / "compass-uniform", {"teacher_hash": "sha256:aa"})
+    FSDFM.load(params, "cpu")
+    compass.save_pretrained(tmp_path / "compass-uniform", {"teacher_hash": "sha256:bb"})
+    with pytest.raises(CheckpointError, match="made with another teacher than the student"):
         FSDFM.load(params, "cpu")
 
 

@@ -19,6 +19,7 @@ from tsdfm_bench.config import SweepConfig, make_config
 from tsdfm_bench.paper_figures.base import scenes
 from tsdfm_bench.paper_figures.convergence import Convergence, fitted_order, floor_of
 from tsdfm_bench.paper_figures.curves import Frontier, Speed
+from tsdfm_bench.paper_figures.every_variant import EveryVariant
 from tsdfm_bench.paper_figures.figure1 import Figure1, against_teacher
 from tsdfm_bench.paper_figures.figure3 import Figure3
 from tsdfm_bench.paper_figures.published import Published, published
@@ -37,7 +38,7 @@ SWEEPS = sorted((ROOT / "paper_figures" / "sweeps").glob("*.toml"))
 
 
 RECORDED = {f"table{i}" for i in (1, 2, 3)} | {f"figure{i}" for i in (1, 2, 3)}
-RECORDED |= {"frontier", "speed-quality", "convergence"}
+RECORDED |= {"frontier", "speed-quality", "convergence", "ablation"}
 """What the recorded results draw: everything."""
 
 
@@ -125,7 +126,7 @@ def results(tmp_path: Path) -> Path:
 
 def test_everything_is_drawn_and_says_what_it_shows(results: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    only = "table1,table2,table3,figure1,figure2,figure3,frontier,speed-quality,convergence"
+    only = "table1,table2,table3,figure1,figure2,figure3,frontier,speed-quality,convergence,ablation"
     done = invoke("figures", "--results", results, "--out", out, "--only", only, "--json")
     assert done.exit_code == 0, done.output
     reports = {report["name"]: report for report in json.loads(done.stdout)["figures"]}
@@ -142,6 +143,27 @@ def test_everything_is_drawn_and_says_what_it_shows(results: Path, tmp_path: Pat
         invoke("figures", "--results", results, "--out", out, "--only", only, "--list", "--json").stdout
     )
     assert {report["state"] for report in listed["figures"]} <= {"current", "incomplete"}
+
+
+def test_every_variant_stands_in_one_table_with_what_differs(results: Path) -> None:
+    """Also one that differs in two settings; each over its seeds."""
+    variants = json.loads((results / "variants.json").read_text())["variants"]
+    for variant in variants:
+        if variant["name"] == "{'K': 4, 'tau': 0.25}":
+            variant |= {"name": "both", "settings": {"K": 8, "tau": 0.25}}
+    write_json(results / "variants.json", {"format": 1, "variants": variants})
+    (made,) = EveryVariant().make(load_evidence(results))
+    assert made.table is not None
+    shown = [[row.text(key) for key in ("variant", "differs", "seeds")] for row in made.table.rows]
+    assert shown == [
+        ["{'K': 4, 'tau': 0.5}", "the default", "3"],
+        ["unshaped", "control unshaped", "1"],
+        ["{'K': 1, 'tau': 0.5}", "K 1", "3"],
+        ["{'K': 4, 'tau': 0.5, 'control': 'random_pick'}", "control random_pick", "3"],
+        ["both", "K 8, tau 0.25", "3"],
+    ]
+    values = [made.table.rows[2].cells[key].value for key in ("gen_ppl a", "entropy_nats ")]
+    assert values == pytest.approx([64.0, 3.5])
 
 
 def test_an_incomplete_figure_says_what_is_missing(results: Path, tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import re
 import shutil
+import tomllib
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from torch import Tensor, nn
 from tsdfm_bench.errors import CheckpointError, MatchError, UsageError
 from tsdfm_bench.methods.nets.dit import DiT, DiTConfig
 from tsdfm_bench.methods.nets.pretrained import read_config
-from tsdfm_bench.methods.train import matching
+from tsdfm_bench.methods.train import matching, records
 from tsdfm_bench.methods.train.command import (
     REPORT_FILE,
     NamedJudge,
@@ -36,6 +39,9 @@ from tsdfm_bench.methods.train.matching import (
     sampled_entropy,
 )
 from tsdfm_bench.methods.train.recipe import Recipe, load_recipe, spell_out
+from tsdfm_bench.methods.train.records import STUDENTS
+from tsdfm_bench.methods.train.shaping import GATES, RULES, SWITCHES
+from tsdfm_bench.methods.train.shortcut import DEFAULTS, OPTIONS
 from tsdfm_bench.methods.train.trainer import Trainer, TrainingConfig
 from tsdfm_bench.methods.train.trajectories import commit_steps, unigram_entropy
 from tsdfm_bench.results.arrays import write_table
@@ -126,6 +132,9 @@ def test_variants_and_costs_are_recorded_as_the_tables_read_them(trained) -> Non
         ("fsdfm-uniform, compass at inference", 1),
     }
     assert variants["k1", 0].settings["K"] == 1
+    assert variants["k1", 0].settings["switch_time"] == 0.75
+    steps = {name: v.settings["training_steps"] for (name, _), v in variants.items()}
+    assert steps["k1"] == TRAINING["steps"] < steps["flop-matched"]
     assert [v.name for v in variants.values() if v.default] == ["fsdfm-uniform", "tsdfm-uniform"]
     controls = {name: v.settings["control"] for (name, _), v in variants.items()}
     assert controls["entropy-matched"] == "entropy_matched"
@@ -208,7 +217,21 @@ def test_a_seed_is_matched_to_its_own_seed() -> None:
         "fsdfm-uniform-s2",
         "tsdfm-uniform-s2",
     )
-    assert stages["refreshed-s2"].start_from == "first-half"
+    assert stages["refreshed-s2"].start_from == stages["restarted-s2"].start_from == "first-half-s2"
+
+
+@pytest.mark.parametrize("scale", ["markov", "hmm", "sotu-ablation"])
+def test_the_sweeps_of_an_ablation_sample_every_student_of_its_recipe(scale: str) -> None:
+    """But for those that others are made from only, and sotu's mask students, which are in the main table."""
+    sampled = set()
+    for path in (Path(__file__).parents[3] / "paper_figures" / "sweeps").glob("ablation-*.toml"):
+        for method in tomllib.loads(path.read_text())["methods"]:
+            folder = re.search(r"runs/train-([^/]*)/([^]]*)", method)
+            assert folder is not None
+            sampled |= {folder[2]} if folder[1] == scale else set()
+    students = {stage.name for stage in load_recipe(scale).stage if stage.kind in STUDENTS}
+    apart = {name for name in students if name.startswith("first-half")}
+    assert sampled == students - apart - ({"fsdfm-mask", "tsdfm-mask"} if scale == "sotu-ablation" else set())
 
 
 def test_a_network_made_from_another_one_than_is_there_now_is_refused(trained, tmp_path) -> None:
@@ -334,6 +357,12 @@ def test_the_complete_ablation_is_one_recipe(scale: str) -> None:
     assert {stage.shaping.get("tau", 0.5) for stage in shaped} == {0, 0.25, 0.5, 0.75}
     assert {stage.shaping.get("policy", "seq_to_token") for stage in shaped} == {"seq", "token", "seq_to_token"}
     assert {stage.source for stage in shaped} == {"uniform", "mask"}
+    assert {stage.shaping.get("gate_on", GATES[0]) for stage in shaped} == {*GATES}
+    assert {stage.shaping.get("switch", SWITCHES[0]) for stage in shaped} == {*SWITCHES}
+    assert {stage.shaping.get("rule", RULES[0]) for stage in shaped} == {*RULES}
+    assert {stage.shaping.get("token_guard", True) for stage in shaped} == {True, False}
+    for name, values in OPTIONS.items():  # of the targets
+        assert {stage.options.get(name, DEFAULTS[name]) for stage in shaped} == {*values}, name
     main = [stage for stage in found.stage if stage.variant == "tsdfm-uniform"]
     assert [found.training_of(stage).seed for stage in main] == [0, 1, 2]
 
@@ -350,6 +379,44 @@ class Breaking(nn.Module):
         bad = torch.zeros(states.shape[0], 1)
         bad[0] = math.nan if self.calls >= 3 else 0.0
         return states.float() + bad
+
+
+def test_records_hold_what_another_process_finished_meanwhile(trained, tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(trained, folder)
+    late = folder / "k1" / "config.json"
+    late.rename(tmp_path / "late.json")
+    write = records._write
+
+    def slow(path, content) -> None:
+        write(path, content)
+        if not late.exists():
+            (tmp_path / "late.json").rename(late)
+
+    monkeypatch.setattr(records, "_write", slow)
+    records.write_records(recipe(), folder)
+    assert read_variants(folder / "variants.json") == read_variants(trained / "variants.json")
+
+
+@pytest.mark.parametrize(
+    ("what", "value", "message"),
+    [("source", "mask", "has source mask, stage .* needs uniform"), ("tokenizer", "other@1", "has tokenizer other@1")],
+)
+def test_a_teacher_of_another_source_or_tokenizer_is_refused(trained, tmp_path, what, value, message) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(trained / "dfm-uniform", folder / "dfm-uniform")
+    config = folder / "dfm-uniform" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), what: value}))
+    for name in ("compass-uniform", "fsdfm-uniform"):
+        with pytest.raises(CheckpointError, match=message):
+            train_recipe(recipe(), TEXT, folder, [name], announce=str)
+
+
+def test_a_teacher_of_another_length_is_refused(trained, tmp_path) -> None:
+    shutil.copytree(trained / "dfm-uniform", tmp_path / "dfm-uniform")
+    longer = dataclasses.replace(TEXT, length=TEXT.length + 1)
+    with pytest.raises(CheckpointError, match=f"has length {TEXT.length}, stage 'fsdfm-uniform' needs"):
+        train_recipe(recipe(), longer, tmp_path, ["fsdfm-uniform"], announce=str)
 
 
 def test_energy_that_is_not_finite_stops_with_step_rows_and_recipe_and_keeps_the_state(trained, tmp_path) -> None:
@@ -391,7 +458,7 @@ def test_logits_that_are_not_finite_are_named(trained) -> None:
     draws = Draws(0, "broken", 4, 6)
     x_1 = TEXT.windows("train", draws)
     objective = ShortcutObjective(V, V, broken, frozen, h_law="uniform")
-    with pytest.raises(FloatingPointError, match=r"shortcut teacher's logits are not finite in \d of \d windows"):
+    with pytest.raises(FloatingPointError, match=r"'jump0' is drawn from are not finite in \d of \d windows"):
         objective.loss(student, x_1, draws)
 
 

@@ -397,6 +397,10 @@ def test_two_processes_train_as_one(tmp_path):
         json.loads((tmp_path / name / "mdlm" / "history.json").read_text())[-1]["bound"] for name in ("one", "two")
     ]
     assert bounds[0] == pytest.approx(bounds[1], rel=1e-4)
+    operations = [
+        json.loads((tmp_path / name / "mdlm" / "config.json").read_text())["training_flops"] for name in ("one", "two")
+    ]
+    assert operations[0] == pytest.approx(operations[1], rel=1e-3)  # of all processes
 
 
 def test_a_batch_that_does_not_divide_over_the_processes_is_refused(monkeypatch):

@@ -126,7 +126,7 @@ def test_it_is_a_control_of_its_own(compass: str, needs: list[str]) -> None:
     stage = recipe(compass).stage[2]
     assert stage.control == "scorer"
     assert stage.needs == needs
-    assert settings_of(stage)["compass"] == compass
+    assert settings_of(stage, 2)["compass"] == compass
     assert recipe(compass, shaping={"rule": "random"}).stage[2].control == "random_pick"
 
 

@@ -8,10 +8,14 @@ import pytest
 import torch
 from scipy import stats
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tsdfm_bench.errors import UsageError
 from tsdfm_bench.methods.nets.dit import DiT, DiTConfig
+from tsdfm_bench.methods.train import shortcut
 from tsdfm_bench.methods.train.compass import CompassObjective
+from tsdfm_bench.methods.train.compass_report import finish
 from tsdfm_bench.methods.train.data import Draws
 from tsdfm_bench.methods.train.shaping import ShapingChooser, ShapingConfig
 from tsdfm_bench.methods.train.shortcut import (
@@ -59,6 +63,54 @@ def test_the_mask_id_is_never_a_destination() -> None:
     x = torch.full((500, 3), 4)
     result = jump(x, without_mask(logits, 4), torch.zeros(500), torch.ones(500), Draws(0, "mask", 0, 500), "j")
     assert (result < 4).all()
+
+
+class Fixed(Draws):
+    """Every uniform is the same number."""
+
+    def __init__(self, value: float, batch: int) -> None:
+        super().__init__(0, "fixed", 0, batch)
+        self.value = value
+
+    def uniform(self, site: str, size: int) -> Tensor:
+        return torch.full((self.batch, size), 0.0 if site.endswith("leave") else self.value, dtype=torch.float64)
+
+    def at(self, site: str, rows: Tensor, positions: Tensor) -> Tensor:
+        return torch.full(rows.shape, self.value, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("value", [1 - 2.0**-26, 1 - 2.0**-53, 0.0])
+def test_a_token_of_weight_zero_is_not_drawn_by_a_uniform_next_to_an_end(value: float) -> None:
+    """In fp32 the first two are 1, and 1 times the total lies above every real token."""
+    logits = torch.randn(1, 300, 6, generator=torch.Generator().manual_seed(0))
+    logits[..., 0] = float("-inf")
+    x = torch.full((1, 300), 5)
+    result = jump(x, without_mask(logits, 5), torch.zeros(1), torch.ones(1), Fixed(value, 1), "j")
+    assert ((result > 0) & (result < 5)).all()
+
+
+def test_logits_that_are_not_finite_are_not_drawn_from() -> None:
+    logits = torch.zeros(3, 4, 5)
+    logits[1, 2, 3] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"'j' is drawn from are not finite in 1 of 3 windows \(numbers 1 of"):
+        jump(torch.zeros(3, 4, dtype=torch.int64), logits, torch.zeros(3), torch.ones(3), Draws(0, "n", 0, 3), "j")
+
+
+@pytest.mark.parametrize("outputs", [6, 7])
+def test_finished_sequences_hold_real_tokens_even_where_no_jump_left_the_mask(outputs: int) -> None:
+    class Stay(Draws):
+        def uniform(self, site: str, size: int) -> Tensor:
+            return torch.ones(self.batch, size, dtype=torch.float64)
+
+    objective = CompassObjective(6, outputs, network(outputs))
+    states = torch.full((2, 8, 5), outputs - 1)
+    finished = finish(objective, states, torch.full((8,), 0.5, dtype=torch.float64), Stay(0, "stay", 0, 8))
+    assert finished.shape == (2, 8, 5)
+    if outputs == 6:
+        assert torch.equal(finished, states)
+    else:
+        assert (finished < 6).all()
+        assert finished.unique().numel() > 2
 
 
 class Recorder(nn.Module):
@@ -151,6 +203,21 @@ def test_policies_pick_what_they_say() -> None:
     assert choose(STATES, 0.5, policy="seq", rule="argmax").tolist() == [[3, 3, 3]]
     assert choose(STATES, 0.5, policy="seq_to_token", switch_time=0.75).tolist() == [[0, 4, 0]]
     assert choose(STATES, 0.8, policy="seq_to_token", switch_time=0.75).tolist() == [[0, 1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("switch", "token_wise"),
+    [("time", (0, 0)), ("midpoint_index", (0, 1)), ("curriculum", (1, 1))],
+)
+def test_the_switch_looks_at_what_it_is_told_to(switch: str, token_wise: tuple[int, int]) -> None:
+    """At time 0.5, after 8 of 10 steps, at the first and the second midpoint; t_sw 0.75."""
+    config = ShapingConfig(candidates=3, tau=0.0, switch=switch)
+    chooser, when = ShapingChooser(config, energy, steps=10), torch.tensor([0.5])
+    for index, expected in enumerate(token_wise):
+        picked = chooser(STATES, STATES[0], when, when, index, Draws(0, "switch", 8, 1)).tolist()
+        assert picked == ([[0, 1, 0]] if expected else [[0, 4, 0]])
+    early = chooser(STATES, STATES[0], when, when, 0, Draws(0, "switch", 7, 1)).tolist()
+    assert early == [[0, 4, 0]]
 
 
 def test_guard_refuses_a_mixture_of_higher_energy() -> None:
@@ -267,3 +334,69 @@ def test_compass_pairs_share_origin_and_time_and_hold_no_foreign_token(outputs: 
     moved = pair.negative != pair.origin
     assert moved.any()
     assert (pair.negative[moved] < 6).all()
+
+
+def fixed_step(monkeypatch, h: float) -> None:
+    def law(draws: Draws, name: str) -> tuple[Tensor, Tensor]:
+        return torch.full((draws.batch,), 0.25).double(), torch.full((draws.batch,), h).double()
+
+    monkeypatch.setattr(shortcut, "step_size_and_time", law)
+
+
+@pytest.mark.parametrize(("h", "chain"), [(1 / 512, True), (1 / 1024, False)])
+@pytest.mark.parametrize("target", ["kl_frozen_teacher", "path_loss"])
+def test_only_steps_below_a_513th_learn_from_the_frozen_teacher_or_data(monkeypatch, h, chain, target) -> None:
+    fixed_step(monkeypatch, h)
+    teacher, frozen, calls = network(6, True, 1), network(6, False, 2), []
+    teacher.register_forward_hook(lambda *_: calls.append("chain"))
+    frozen.register_forward_hook(lambda *_: calls.append("frozen"))
+    objective = ShortcutObjective(6, 6, teacher, frozen, small_h_target=target)
+    objective.loss(network(6, True), torch.randint(0, 6, (4, 5)), Draws(0, "split", 0, 4))
+    assert calls == (["chain"] * 4 if chain else ["frozen"] * (target == "kl_frozen_teacher"))
+
+
+@pytest.mark.parametrize("candidates", [1, 4])
+def test_candidates_cost_no_call_of_the_teacher_and_one_of_the_compass_per_midpoint(monkeypatch, candidates) -> None:
+    """And one more for the guard."""
+    fixed_step(monkeypatch, 0.5)
+    teacher, calls = network(6, True, 1), []
+    teacher.register_forward_hook(lambda *_: calls.append("teacher"))
+
+    def judge(states: Tensor, time: Tensor, origin: Tensor) -> Tensor:
+        calls.append("compass")
+        return states.float()
+
+    chooser = ShapingChooser(ShapingConfig(candidates=candidates, tau=0.0, policy="token"), judge)
+    objective = ShortcutObjective(6, 6, teacher, teacher, choose=chooser)
+    objective.loss(network(6, True), torch.randint(0, 6, (64, 5)), Draws(0, "calls", 0, 64))
+    assert calls.count("teacher") == 4
+    assert calls.count("compass") == (6 if candidates > 1 else 0)
+
+
+def test_a_shaped_step_makes_no_logits_in_double_precision(monkeypatch) -> None:
+    """Nothing of (batch x K, length, vocabulary), nor of one candidate."""
+    fixed_step(monkeypatch, 0.5)
+    wide: list[torch.Size] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            made = [one for one in tree_leaves(result) if isinstance(one, Tensor) and one.dtype == torch.float64]
+            wide.extend(one.shape for one in made if one.numel() >= 16 * 5 * 6)
+            return result
+
+    chooser = ShapingChooser(ShapingConfig(candidates=2, tau=0.0), energy)
+    objective = ShortcutObjective(6, 6, network(6, True, 1), network(6, False, 2), choose=chooser)
+    with Watch():
+        objective.loss(network(6, True), torch.randint(0, 6, (16, 5)), Draws(0, "wide", 0, 16))
+    assert wide == []
+
+
+def test_a_live_semi_teacher_answers_without_dropout(monkeypatch) -> None:
+    fixed_step(monkeypatch, 0.5)
+    student, modes = network(6, True).train(), []
+    student.register_forward_hook(lambda module, *_: modes.append(module.training))
+    objective = ShortcutObjective(6, 6, network(6, True, 1), network(6), semi_teacher="live")
+    objective.loss(student, torch.randint(0, 6, (4, 5)), Draws(0, "live", 0, 4))
+    assert modes == [True] + 4 * [False]
+    assert student.training

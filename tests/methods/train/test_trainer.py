@@ -103,6 +103,20 @@ class Steep(ARObjective):
         return StepResult(value + ((value - value.detach()).sqrt() if draws.step > 2 else 0.0), {})
 
 
+class Sick(ARObjective):
+    """The loss of window 2 has no value from the third step on."""
+
+    def loss(self, network, x_1, draws) -> StepResult:
+        sick = (draws.streams.sequences == 2).any() and draws.step > 2
+        return StepResult(super().loss(network, x_1, draws).loss * (float("nan") if sick else 1.0), {})
+
+
+def test_a_loss_that_is_not_finite_names_its_windows(tmp_path) -> None:
+    said = r"'toy' stopped at step 3 of 8: the loss is nan in 1 of 4 windows \(numbers 2 of the step's 4\); the state"
+    with pytest.raises(FloatingPointError, match=said):
+        trainer(tmp_path, CONFIG, Sick(12)).train()
+
+
 @pytest.mark.parametrize("steps", [3, 8])
 def test_a_gradient_that_is_not_finite_changes_no_weights(tmp_path, steps: int) -> None:
     """Also in the last step, whose weights would be delivered; the loss itself is finite."""
