@@ -7,6 +7,7 @@ lowering entropy alone. Small marks are training seeds, large ones their mean wi
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, ClassVar
 
 from tsdfm_bench.paper_figures.ablation import Ablation, Level, ablations, lacking
@@ -33,7 +34,6 @@ GROUPS = {
     "semi_teacher": "semi-teacher",
     "h_law": "law of h",
     "small_h_target": "small h",
-    "compass": "compass",
     "control": "control",
 }
 NAMES = {
@@ -117,12 +117,14 @@ def _one(ablation: Ablation, groups: dict[str, list[Level]], metric: str, scorer
             if text.get_text() in GROUPS.values():
                 text.set_fontweight("bold")
         left.set_ylim(y - 0.4, -0.6)
+        perplexity = metric != "excess_nll"
+        cut = _frame(left, groups, metric, scorer, perplexity), _frame(right, groups, ablation.entropy, "", log=False)
         for axes in (left, right):
             axes.grid(visible=False, axis="y")
             axes.tick_params(axis="y", length=0)
-        left.set_xlabel("excess NLL (nats/token)" if metric == "excess_nll" else f"gen-PPL ({scorer})")
+        left.set_xlabel(f"gen-PPL ({scorer})" if perplexity else "excess NLL (nats/token)")
         right.set_xlabel("entropy (nats)")
-        if metric != "excess_nll":
+        if perplexity:
             log_axis(left, "x")
         missing = [
             f"{GROUPS[key]} {NAMES.get(value, value)}"
@@ -135,6 +137,7 @@ def _one(ablation: Ablation, groups: dict[str, list[Level]], metric: str, scorer
     notes = [
         "Each line differs from the default in one setting. Small marks are training seeds, large ones their mean with "
         "its 95 % interval (t, over seeds; over sequences where there is one seed). The vertical line is the default.",
+        *(["Intervals that leave the frame are cut; all networks lie inside."] if any(cut) else []),
         *(
             f"{GROUPS[key]} {text}"
             for key, levels in groups.items()
@@ -157,6 +160,21 @@ def _level(axes: Axes, y: float, level: Level, metric: str, scorer: str) -> None
     axes.plot(
         value, y, marker="o" if level.is_default else "s", color=color, markersize=3.8, linestyle="none", zorder=3
     )
+
+
+def _frame(axes: Axes, groups: dict[str, list[Level]], metric: str, scorer: str, log: bool) -> bool:
+    """Let the networks, not the widest interval, set the frame; whether an interval leaves it."""
+    levels = [level for found in groups.values() for level in found]
+    values = [row["value"] for level in levels for row in level.rows(metric, scorer)]
+    if not values:
+        return False
+    scale, back = (math.log, math.exp) if log else (float, float)
+    low, high = scale(min(values)), scale(max(values))
+    room = 0.15 * ((high - low) or 1.0)
+    low, high = back(low - room), back(high + room)
+    axes.set_xlim(low, high)
+    estimates = [found for level in levels if (found := level.estimate(metric, scorer)) is not None]
+    return any(finite(end) and not low <= end <= high for found in estimates for end in found[1:])
 
 
 def _default_line(axes: Axes, groups: dict[str, list[Level]], metric: str, scorer: str) -> None:
