@@ -209,7 +209,7 @@ def test_rows_that_are_no_text_are_one_matter_in_every_format(tmp_path):
     (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
     pq.write_table(pa.table({"text": rows}), tmp_path / "training.parquet")
     (tmp_path / "test.txt").write_text("x")
-    assert read(tmp_path, "train") == ["one", "two"] * 2
+    assert read(tmp_path, "train") == ["one", "", "two"] * 2
     pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "training.parquet")
     with pytest.raises(AssetError, match=r"training\.parquet has no text under 'text' but a value of type int"):
         read(tmp_path, "train")
@@ -217,6 +217,35 @@ def test_rows_that_are_no_text_are_one_matter_in_every_format(tmp_path):
 
 def test_a_hub_that_breaks_off_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
     """The network's errors are OSErrors too; what was tokenised before is kept."""
+def on_hub(monkeypatch, lines) -> None:
+    """Let every split of every data set have these rows."""
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_args, **_settings: [{"text": line} for line in lines])
+    monkeypatch.setattr(docs, "hub_refusal", lambda: None)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_files_of_a_data_set_give_the_rows_that_the_hub_gives(tmp_path, tokenizer, monkeypatch, suffix):
+    """WikiText's blank lines are documents without tokens: their end-of-text stays, as the spec of DFM's data says."""
+    lines = ["", " = A @-@ title = \n", "", " Its text , twice . \n" * 2, None]
+    on_hub(monkeypatch, lines)
+    there = load("wikitext-103", tokenizer)
+    for split in docs.SPLITS:
+        if suffix == "jsonl":
+            content = "".join(json.dumps({"text": line}) + "\n" for line in lines)
+            (tmp_path / f"{split}-00000-of-00001.jsonl").write_text(content)
+        else:
+            pq.write_table(pa.table({"text": lines}), tmp_path / f"{split}-00000-of-00001.parquet")
+    here = load("wikitext-103", tokenizer, path=str(tmp_path))
+    for split in docs.SPLITS:
+        np.testing.assert_array_equal(np.asarray(here.stream(split)), np.asarray(there.stream(split)))
+    assert here.info.data_hash == there.info.data_hash
+    tokens = np.asarray(here.stream("test"))
+    assert tokens[0] == 256
+    assert np.count_nonzero(tokens == 256) == 4
+
+
     import datasets
     import requests
 
