@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,10 +105,13 @@ def train_command(
         if minutes is not None:
             raise UsageError(f"--minutes is for training in this process; leave it out with --launcher {settings.name}")
         return _launched(scale, recipe, folder, stages, task, threads, settings, reporter)
-    with _first_alone(processes):
-        registry = Registry()
-        loaded = load_task(parse_spec(recipe.task), registry)
-        text = training_text(loaded, judges_of(loaded, registry))
+    registry = Registry()
+    loaded = load_task(parse_spec(recipe.task), registry)
+    text = training_text(loaded, judges_of(loaded, registry))
+    if processes > 1:  # only now: joined processes do not wait for hours, as those of a long text may have to
+        from accelerate import PartialState
+
+        PartialState(cpu=not torch.cuda.is_available())  # each gets its GPU
     if task is None and recipe.vocab_size not in (0, text.vocab_size):
         raise UsageError(
             f"recipe '{recipe.scale}' is for {recipe.vocab_size:,} tokens, its task has {text.vocab_size:,}; name the "
@@ -198,19 +200,6 @@ def _reasons(results: list[dict[str, Any]]) -> dict[str, list[str]]:
             why = reason_of(why)
         found.setdefault(why.removeprefix(f"stage '{name}' "), []).append(name)
     return found
-
-
-@contextmanager
-def _first_alone(processes: int) -> Iterator[None]:
-    """Let the first of several processes fill the caches before the others read them."""
-    if processes == 1:
-        yield
-        return
-    import torch
-    from accelerate import PartialState
-
-    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
-        yield
 
 
 class _Display:
