@@ -14,6 +14,7 @@ from tsdfm_bench.console import Phase, Reporter
 from tsdfm_bench.errors import UsageError
 from tsdfm_bench.launch.settings import LauncherSettings, launcher_settings
 from tsdfm_bench.launch.slurm_settings import check_launcher, parse_option
+from tsdfm_bench.launch.training import leave_progress
 from tsdfm_bench.provenance import available_threads, command_line
 from tsdfm_bench.registry import Registry
 from tsdfm_bench.spec import parse_spec, split_list
@@ -118,7 +119,7 @@ def train_command(
             "text with --task if that is meant"
         )
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    display = _Display(reporter, deadline)
+    display = _Display(reporter, deadline, folder if processes > 1 and rank == 0 else None)
     try:
         judge = find_judge(loaded, recipe, folder, registry)
         refused = train_recipe(recipe, text, folder, stages, display.report, display.announce, judge)
@@ -203,10 +204,10 @@ def _reasons(results: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 class _Display:
-    """One phase per stage."""
+    """One phase per stage; in `folder` progress is left for who has started several processes."""
 
-    def __init__(self, reporter: Reporter, deadline: float | None) -> None:
-        self.reporter, self.deadline = reporter, deadline
+    def __init__(self, reporter: Reporter, deadline: float | None, folder: Path | None) -> None:
+        self.reporter, self.deadline, self.folder = reporter, deadline, folder
         self.name = ""
         self.phase: Phase | None = None
         self.leave: Callable[[], object] = lambda: None
@@ -233,6 +234,8 @@ class _Display:
             done = progress.step - self.phase.count_done
             self.phase.advance(done, done)
             self.phase.doing(f"{progress.tokens_per_s:,.0f} tokens/s  {shown}")
+        if self.folder is not None:
+            leave_progress(self.folder, progress)
         if progress.step < progress.steps:
             self._check_time()
 
