@@ -129,7 +129,7 @@ def train_command(
         return 0
     except KeyboardInterrupt:
         display.close()
-        reporter.note(f"Interrupted; all but the last minute is kept in {folder}. Go on with:\n  {command_line()}")
+        reporter.note(_interrupted(folder))
         return INTERRUPTED
     except (FloatingPointError, MemoryError) as error:
         display.close()
@@ -145,6 +145,13 @@ def train_command(
         reporter.note(reason, style="red")
     reporter.note(f"Trained networks: {folder}. Use them: tsdfm-bench run --checkpoint {folder}")
     return 1 if refused else 0
+
+
+def _interrupted(folder: Path) -> str:
+    return (
+        f"Interrupted; what was trained up to the last saved state (one every `save_every_s` of the recipe) is kept in "
+        f"{folder}. Go on with:\n  {command_line()}"
+    )
 
 
 def launcher_of(given: Mapping[str, object]) -> LauncherSettings:
@@ -181,7 +188,7 @@ def _launched(
         reporter.note(str(left), style="cyan")
         return INTERRUPTED if isinstance(left, Cancelled) else 0
     except KeyboardInterrupt:
-        reporter.note(f"Interrupted; all but the last minute is kept in {folder}. Go on with:\n  {command_line()}")
+        reporter.note(_interrupted(folder))
         return INTERRUPTED
     bad = [result for result in results if result["state"] != "done"]
     for why, names in _reasons(bad).items():
@@ -227,6 +234,8 @@ class _Display:
             self.phase, self.name = context.__enter__(), progress.name
             self.leave = lambda: context.__exit__(None, None, None)
             self.phase.skip(progress.step, progress.step)
+        if self.folder is not None:
+            leave_progress(self.folder, progress)
         shown = "  ".join(f"{key} {value:.4g}" for key, value in progress.shown.items())
         if "validation" in progress.shown:
             self.reporter.note(f"{progress.name}, step {progress.step}: {shown}")
@@ -234,8 +243,6 @@ class _Display:
             done = progress.step - self.phase.count_done
             self.phase.advance(done, done)
             self.phase.doing(f"{progress.tokens_per_s:,.0f} tokens/s  {shown}")
-        if self.folder is not None:
-            leave_progress(self.folder, progress)
         if progress.step < progress.steps:
             self._check_time()
 
