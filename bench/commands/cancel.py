@@ -59,7 +59,7 @@ def cancel_command(folder: Path | None, as_json: bool = False) -> int:
     if not any(ended.values()) and not trouble:
         reporter.note(f"Nothing goes on with {found.root}.")
     if training is not None:
-        kept = "What was trained, but for the last minute, is kept"
+        kept = "What was trained up to the last saved state (one every `save_every_s` of the recipe) is kept"
     else:
         kept = f"{sum(len(found.completed_batches(cell)) for cell in found.cells())} finished batches are kept"
     reporter.note(f"{kept}; the command that started it goes on.")

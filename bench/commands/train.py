@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from tsdfm_bench.console import Phase, Reporter
 from tsdfm_bench.errors import UsageError
 from tsdfm_bench.launch.settings import LauncherSettings, launcher_settings
 from tsdfm_bench.launch.slurm_settings import check_launcher, parse_option
+from tsdfm_bench.launch.training import leave_progress
 from tsdfm_bench.provenance import available_threads, command_line
 from tsdfm_bench.registry import Registry
 from tsdfm_bench.spec import parse_spec, split_list
@@ -106,17 +106,20 @@ def train_command(
         if minutes is not None:
             raise UsageError(f"--minutes is for training in this process; leave it out with --launcher {settings.name}")
         return _launched(scale, recipe, folder, stages, task, threads, settings, reporter)
-    with _first_alone(processes):
-        registry = Registry()
-        loaded = load_task(parse_spec(recipe.task), registry)
-        text = training_text(loaded, judges_of(loaded, registry))
+    registry = Registry()
+    loaded = load_task(parse_spec(recipe.task), registry)
+    text = training_text(loaded, judges_of(loaded, registry))
+    if processes > 1:  # only now: joined processes do not wait for hours, as those of a long text may have to
+        from accelerate import PartialState
+
+        PartialState(cpu=not torch.cuda.is_available())  # each gets its GPU
     if task is None and recipe.vocab_size not in (0, text.vocab_size):
         raise UsageError(
             f"recipe '{recipe.scale}' is for {recipe.vocab_size:,} tokens, its task has {text.vocab_size:,}; name the "
             "text with --task if that is meant"
         )
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    display = _Display(reporter, deadline)
+    display = _Display(reporter, deadline, folder if processes > 1 and rank == 0 else None)
     try:
         judge = find_judge(loaded, recipe, folder, registry)
         refused = train_recipe(recipe, text, folder, stages, display.report, display.announce, judge)
@@ -126,7 +129,7 @@ def train_command(
         return 0
     except KeyboardInterrupt:
         display.close()
-        reporter.note(f"Interrupted; all but the last minute is kept in {folder}. Go on with:\n  {command_line()}")
+        reporter.note(_interrupted(folder))
         return INTERRUPTED
     except (FloatingPointError, MemoryError) as error:
         display.close()
@@ -142,6 +145,13 @@ def train_command(
         reporter.note(reason, style="red")
     reporter.note(f"Trained networks: {folder}. Use them: tsdfm-bench run --checkpoint {folder}")
     return 1 if refused else 0
+
+
+def _interrupted(folder: Path) -> str:
+    return (
+        f"Interrupted; what was trained up to the last saved state (one every `save_every_s` of the recipe) is kept in "
+        f"{folder}. Go on with:\n  {command_line()}"
+    )
 
 
 def launcher_of(given: Mapping[str, object]) -> LauncherSettings:
@@ -178,7 +188,7 @@ def _launched(
         reporter.note(str(left), style="cyan")
         return INTERRUPTED if isinstance(left, Cancelled) else 0
     except KeyboardInterrupt:
-        reporter.note(f"Interrupted; all but the last minute is kept in {folder}. Go on with:\n  {command_line()}")
+        reporter.note(_interrupted(folder))
         return INTERRUPTED
     bad = [result for result in results if result["state"] != "done"]
     for why, names in _reasons(bad).items():
@@ -200,24 +210,11 @@ def _reasons(results: list[dict[str, Any]]) -> dict[str, list[str]]:
     return found
 
 
-@contextmanager
-def _first_alone(processes: int) -> Iterator[None]:
-    """Let the first of several processes fill the caches before the others read them."""
-    if processes == 1:
-        yield
-        return
-    import torch
-    from accelerate import PartialState
-
-    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
-        yield
-
-
 class _Display:
-    """One phase per stage."""
+    """One phase per stage; in `folder` progress is left for who has started several processes."""
 
-    def __init__(self, reporter: Reporter, deadline: float | None) -> None:
-        self.reporter, self.deadline = reporter, deadline
+    def __init__(self, reporter: Reporter, deadline: float | None, folder: Path | None) -> None:
+        self.reporter, self.deadline, self.folder = reporter, deadline, folder
         self.name = ""
         self.phase: Phase | None = None
         self.leave: Callable[[], object] = lambda: None
@@ -237,6 +234,8 @@ class _Display:
             self.phase, self.name = context.__enter__(), progress.name
             self.leave = lambda: context.__exit__(None, None, None)
             self.phase.skip(progress.step, progress.step)
+        if self.folder is not None:
+            leave_progress(self.folder, progress)
         shown = "  ".join(f"{key} {value:.4g}" for key, value in progress.shown.items())
         if "validation" in progress.shown:
             self.reporter.note(f"{progress.name}, step {progress.step}: {shown}")

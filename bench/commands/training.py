@@ -74,7 +74,7 @@ class Training:
 
     def line(self) -> str:
         """See `Shown`."""
-        running = [f"{r.stage} {r.done:,}/{r.steps:,} steps" for r in self.stages if r.state == "running"]
+        running = [f"{r.stage} {r.done:,}/{r.steps:,} steps {r.reason}" for r in self.stages if r.state == "running"]
         return "; ".join([*running, *self.lines()])
 
     def table(self) -> RenderableType:
@@ -139,7 +139,8 @@ def _report(folder: TrainFolder, work: Work, file: Path, held: Mapping[str, Hold
     holder, task = held.get(work.name), None if live.queue is None else live.queue.alive.get(work.name)
     done = 0 if holder is None else int(holder.about.get("done", 0))
     if holder is not None:
-        return StageReport(stage, needs, "running", done, steps, f"on {holder.machine}")
+        speed = f": {holder.about['speed']}" if "speed" in holder.about else ""
+        return StageReport(stage, needs, "running", done, steps, f"on {holder.machine}{speed}")
     begun = (folder.root / STATE / stage / STATE_FILE).is_file()
     if task is not None and not task.waiting:
         return StageReport(stage, needs, "running", done, steps, f"job {task.id} on {task.node or 'a node'}")

@@ -1,9 +1,10 @@
 """A training on Slurm: one job a stage, after the jobs of the stages that it needs (`afterok`), on a node or several.
 
 A stage is done when its checkpoint is there; what a job that was preempted or killed had trained is in its saved state,
-and its next life, or the next job, goes on from there bit for bit. If a teacher is lost, the jobs that waited for it
-are replaced by others that wait for its successor; if it fails by an error of its own (a loss that is not finite, a
-compass that fails its checks), it is not tried again by this command, and they are not run.
+and its next life, or the next job, goes on from there bit for bit. The same holds for the tokens of its text. If a
+teacher is lost, the jobs that waited for it are replaced by others that wait for its successor; if it fails by an error
+of its own (a loss that is not finite, a compass that fails its checks), it is not tried again by this command, and they
+are not run.
 """
 
 from __future__ import annotations
@@ -13,12 +14,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tsdfm_bench.estimate import cache_folder
 from tsdfm_bench.launch.slurm_rounds import Part, Parts
 from tsdfm_bench.launch.training import CHECKPOINT, STATE, STATE_FILE, steps_trained
 from tsdfm_bench.launch.work import Piece, Work
 
 UNKNOWN_STEP_S = 0.1
+TOKEN_CACHES = "corpora/*/manifest.json"  # of the task `text`
 DEFAULT_THREADS = 2
+
+
+def _tokenised() -> float:
+    """When a token cache has grown last: what stages that are not begun are waiting for."""
+    return max((_time_of(path) for path in cache_folder().glob(TOKEN_CACHES)), default=0.0)
+
+
+def _time_of(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 class TrainParts(Parts):
@@ -42,7 +57,7 @@ class TrainParts(Parts):
 
         Their key is the name of their lease.
         """
-        trained = steps_trained(self.folder)
+        trained, cached = steps_trained(self.folder), _tokenised()
         return [
             Part(
                 name,
@@ -50,7 +65,7 @@ class TrainParts(Parts):
                 Piece({"id": name}, name, max(0.0, work.weight - trained.get(name, 0)) * UNKNOWN_STEP_S, work.title),
                 "stages",
                 str(work.stage["stage"]),
-                self._progress(work),
+                self._progress(work) or cached,
                 tuple(work.needs),
             )
             for name, work in self.all.items()
@@ -62,10 +77,7 @@ class TrainParts(Parts):
 
     def _progress(self, work: Work) -> float:
         """When the state of a stage was saved last: later means that something was trained."""
-        try:
-            return (self.folder / STATE / str(work.stage["stage"]) / STATE_FILE).stat().st_mtime
-        except OSError:
-            return 0.0
+        return _time_of(self.folder / STATE / str(work.stage["stage"]) / STATE_FILE)
 
     def works(self, parts: Sequence[Part], parameters: Mapping[str, Any], first: int) -> list[tuple[Work, list[Part]]]:
         """See `Parts.works`; a job trains one stage on all nodes and GPUs that it asks for."""

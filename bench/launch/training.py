@@ -9,8 +9,11 @@ With several GPUs or nodes for one job, the worker starts a process for each and
 
 from __future__ import annotations
 
+import json
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +22,7 @@ from tsdfm_bench.launch.leases import Holder, Lease, Leases, workers
 from tsdfm_bench.launch.settings import DEFAULT_LEASE_S
 from tsdfm_bench.launch.several import ProcessesFailed, dismiss, follow, lead, processes_of
 from tsdfm_bench.launch.work import Work
+from tsdfm_bench.results.files import write_json
 from tsdfm_bench.results.store import RunFolder
 from tsdfm_bench.spec import parse_spec
 
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "config.json"
 STATE, STATE_FILE = ".state", "state.safetensors"  # of a training that is not done
+PROGRESS_FILE = "progress.json"  # beside it, of one on several processes
 
 
 class TrainFolder(RunFolder):
@@ -49,6 +54,13 @@ def steps_trained(folder: Path) -> dict[str, int]:
     """What those who train say: name of a work -> steps."""
     held = workers(TrainFolder(folder).leases_folder)
     return {unit: int(holder.about.get("done", 0)) for unit, holder in held.items()}
+
+
+def leave_progress(folder: Path, progress: Progress) -> None:
+    """What the first of several processes leaves in the folder of the checkpoints for the one that has started them."""
+    about = {**vars(progress), "shown": {key: value for key, value in progress.shown.items() if math.isfinite(value)}}
+    with suppress(OSError):  # progress is not worth a failure
+        write_json(folder / STATE / progress.name / PROGRESS_FILE, about, checksum=False, durable=False)
 
 
 def train_works(
@@ -129,7 +141,7 @@ def train_stage_of(work: Work, reporter: Reporter) -> dict[str, Any]:
     try:
         with lease:
             if processes_of(work) > 1 or int(work.resources.get("nodes", 1)) > 1:
-                lead(work, lease.check)
+                _several(work, reporter, lease)
             else:
                 _here(work, reporter, lease)
     except ProcessesFailed as error:
@@ -148,6 +160,30 @@ def follow_stage_of(work: Work) -> dict[str, Any]:
 def leases_wait(leases: Leases) -> None:
     """Sleep until a holder may have given the next sign of life."""
     time.sleep(min(1.0, leases.lease_s / 4))
+
+
+def _several(work: Work, reporter: Reporter, lease: Lease) -> None:
+    stage = str(work.stage["stage"])
+    path = Path(work.folder) / STATE / stage / PROGRESS_FILE
+    path.unlink(missing_ok=True)  # of an earlier life
+    with reporter.phase(f"training {stage}", work.weight, round(work.weight), "steps") as phase:
+        lead(work, _relay(path, _reporting(phase, lease), lease))
+
+
+def _relay(path: Path, report: Callable[..., None], lease: Lease) -> Callable[[], None]:
+    """What the leading process calls every second: the lease is checked, and what is new is reported."""
+    seen = ""
+
+    def look() -> None:
+        nonlocal seen
+        lease.check()
+        with suppress(OSError, ValueError, TypeError):
+            found = path.read_text("utf-8")
+            if found != seen:
+                seen = found
+                report(**json.loads(found))
+
+    return look
 
 
 def _here(work: Work, reporter: Reporter, lease: Lease) -> None:
@@ -171,21 +207,25 @@ def _here(work: Work, reporter: Reporter, lease: Lease) -> None:
     with reporter.phase(f"training {stage}", work.weight, round(work.weight), "steps") as phase:
         phase.doing(stage)
         judge = find_judge(loaded, recipe, folder, registry)
-        refused = train_recipe(recipe, text, folder, [stage], _reporting(phase, lease), lambda text: None, judge)
+        report = _reporting(phase, lease)
+        refused = train_recipe(recipe, text, folder, [stage], lambda p: report(**vars(p)), lambda text: None, judge)
     if refused:
         raise CompassError(refused[0])
 
 
-def _reporting(phase: Phase, lease: Lease) -> Any:
-    """What the trainer calls: progress, and the lease is checked."""
+def _reporting(phase: Phase, lease: Lease) -> Callable[..., None]:
+    """What is called with the fields of a `Progress`: it is shown and told, and the lease is checked."""
 
-    def report(progress: Progress) -> None:
-        lease.tell(done=progress.step, of=progress.steps)
+    def report(name: str, step: int, steps: int, tokens_per_s: float, shown: Mapping[str, float]) -> None:
+        figures = "  ".join(f"{key} {value:.4g}" for key, value in shown.items())
+        if "validation" not in shown:
+            figures = f"{tokens_per_s:,.0f} tokens/s  {figures}"
+            lease.tell(speed=figures)
+        lease.tell(done=step, of=steps)
         lease.check()
-        done = progress.step - phase.count_done
+        done = step - phase.count_done
         if done > 0:
             phase.advance(done, done)
-        shown = "  ".join(f"{key} {value:.4g}" for key, value in progress.shown.items())
-        phase.doing(f"{progress.name}: {progress.tokens_per_s:,.0f} tokens/s  {shown}")
+        phase.doing(f"{name}: {figures}")
 
     return report

@@ -1,11 +1,14 @@
 """Documents of a corpus, split by split: files of a folder, or a data set of a hub.
 
 Files: `.txt` (one document a file; `documents=line` or `documents=paragraph` cuts it further, and so does
-`<|endoftext|>`), `.jsonl` and `.parquet` (one document a row, column `text` unless `field` says otherwise; rows that
-are empty or null are left out). Files and folders whose names begin with train, valid or test are those splits. Where
+`<|endoftext|>`; pieces of white space alone are none), `.jsonl` and `.parquet` (one document a row, column `text`
+unless `field` says otherwise). Files and folders whose names begin with train, valid or test are those splits. Where
 nothing is named held-out, a document's own sha256 decides: 96 in a hundred are training text, two validation, two test.
 So equal documents are never in two splits, and a split does not change with the order or the number of files. A single
 held-out split is halved in the same way.
+
+Rows are the same from everywhere: null is none, and an empty one is a document without tokens, of which its end-of-text
+stays, as in flow_matching's and ml-fs-dfm's code (blank lines of WikiText).
 
 Named corpora are data sets of the hub with their published splits. Where the hub cannot be reached, `path=FOLDER` or
 `TSDFM_BENCH_<NAME>=FOLDER` stands in.
@@ -199,7 +202,7 @@ def _local(name: str, place: Path, column: str, cut: str, corpus: Corpus | None)
         held_out = {HASHED: "by hash", HALVED: "files of one name, halved by hash"}
         how = next((held_out[role] for role in roles.values() if role in held_out), "files named so")
         citation = f"{corpus.citation}; {citation}; held out: {how}"
-    return Source(name, f"files 2 {stamp.hexdigest()} {column} {cut}", read, citation)
+    return Source(name, f"files 3 {stamp.hexdigest()} {column} {cut}", read, citation)
 
 
 def split_of(document: str, halved: bool = False) -> Split:
@@ -248,7 +251,7 @@ def _documents(file: Path, column: str, cut: str) -> Iterator[str]:
             with file.open(encoding="utf-8") as lines:
                 for number, line in enumerate(lines, 1):
                     text = _field(json.loads(line), column, f"{file}, line {number}") if line.strip() else None
-                    if text:
+                    if text is not None:
                         yield text
         else:
             yield from _of_parquet(file, column)
@@ -277,7 +280,7 @@ def _of_parquet(file: Path, column: str) -> Iterator[str]:
             raise AssetError(f"{file} has no column '{column}'; it has: {', '.join(content.schema_arrow.names)}")
         for batch in content.iter_batches(batch_size=1024, columns=[column]):
             texts = (_field(row, column, str(file)) for row in batch.to_pylist())
-            yield from (text for text in texts if text)
+            yield from (text for text in texts if text is not None)
     except pa.ArrowInvalid as error:
         raise AssetError(f"{file} is not a complete Parquet file: {error}") from error
 

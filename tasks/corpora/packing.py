@@ -10,8 +10,9 @@
 Rows of different packings differ at their first and last places, and perplexities of models trained on them cannot be
 compared there.
 
-Tokenising is done once per text, tokenizer and packing. It goes on where it was stopped: finished parts and the number
-of documents they cover are on disk. The hash of a split is a chain over its documents, in order.
+Tokenising is done once per text, tokenizer and packing, by one process: others that need the same tokens wait for it.
+It goes on where it was stopped: finished parts and the number of documents they cover are on disk. The hash of a split
+is a chain over its documents, in order. Once all is there, the documents are not asked for again.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from tsdfm_bench.api import alone
 from tsdfm_bench.errors import AssetError, UsageError
 
 PACKINGS = ("joined", "fs-dfm", "sedd", "mdlm", "unwrapped")
@@ -100,6 +102,7 @@ class Cache:
         title: str,
         most_tokens: int = 0,
         part_tokens: int = PART_TOKENS,
+        check: Callable[[], None] | None = None,
     ) -> PackedTokens:
         """Tokenise what is missing and return the stream.
 
@@ -110,17 +113,32 @@ class Cache:
             title: for progress.
             most_tokens: stop after so many; 0 = all.
             part_tokens: about how many a file holds.
+            check: raises if these tokens are not to be used; that it did not is kept with them, and it is not asked
+                again.
 
         Raises:
             UsageError: no document gave a row.
             AssetError: the cache cannot be written.
         """
-        state = self.manifest() or {"parts": [], "documents": 0, "hash": "", "carry": [], "done": False}
-        if not state["done"]:
+        state = self._state()
+        if not state["done"] or (check and not state["checked"]):
             with self._writing():
                 self.folder.mkdir(parents=True, exist_ok=True)
-            self._fill(state, documents, encode, packer, title, most_tokens, part_tokens)
+            with alone(
+                self.folder, "filling", lambda holder: _say(f"{title}: waiting for {holder}, which tokenises it")
+            ):
+                state = self._state()
+                if check and not state["checked"]:
+                    check()
+                    state["checked"] = True
+                if not state["done"]:
+                    self._fill(state, documents, encode, packer, title, most_tokens, part_tokens)
+                self._save(state)
         return PackedTokens(self.folder, state["parts"], "sha256:" + state["hash"], np.dtype(self.dtype))
+
+    def _state(self) -> dict[str, Any]:
+        new = {"parts": [], "documents": 0, "hash": "", "carry": [], "done": False, "checked": False}
+        return new | self.manifest()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -163,7 +181,7 @@ class Cache:
             now = time.monotonic()
             if now - noted > NOTE_EVERY_S:
                 rate = (total - before) / (now - started)
-                print(f"tokenising {title}: {total / 1e6:.1f}M tokens, {rate:,.0f}/s", file=sys.stderr, flush=True)
+                _say(f"tokenising {title}: {total / 1e6:.1f}M tokens, {rate:,.0f}/s")
                 noted = now
             if most_tokens and total >= most_tokens:
                 break
@@ -175,7 +193,6 @@ class Cache:
                 "documents=paragraph if few large files hold many texts, or give files train.*, validation.*, test.*"
             )
         state["done"] = True
-        self._save(state)
 
     def _part(self, state: dict[str, Any], tokens: np.ndarray, packer: Packer) -> None:
         import pyarrow as pa
@@ -196,6 +213,10 @@ class Cache:
         with self._writing():
             partial.write_text(json.dumps(state), encoding="utf-8")
             partial.replace(self.folder / MANIFEST)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 class PackedTokens:

@@ -13,7 +13,7 @@ Reference rows: `real` is held-out text (test split); the canaries `shuffled` an
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -66,8 +66,6 @@ class TextCorpus:
         self.vocabulary = open_vocabulary(
             settings["tokenizer"], settings["vocab_size"], lambda: self.source.read("train"), self.source.identity
         )
-        if not settings["lossy"]:
-            self.vocabulary.require_round_trip(some(self.source.read("test"), ROUND_TRIPS), f"task '{self._name}'")
         held_out = self.stream("test")
         self._require(held_out, "test")
         self.info = TaskInfo(
@@ -114,10 +112,11 @@ class TextCorpus:
         packer = Packer(packing, length, vocabulary.end_of_text)
         cache = Cache(cache_folder() / "corpora" / name, dtype)
         title = f"{self._name}, {split} split"
-        return cache.write(lambda: self._texts(split), vocabulary.encode_batch, packer, title, most)
+        check = self._check_round_trip if split == "test" and not settings["lossy"] else None
+        return cache.write(lambda: self.source.read(split), vocabulary.encode_batch, packer, title, most, check=check)
 
-    def _texts(self, split: Split) -> Iterator[str]:
-        return self.source.read(split)
+    def _check_round_trip(self) -> None:
+        self.vocabulary.require_round_trip(some(self.source.read("test"), ROUND_TRIPS), f"task '{self._name}'")
 
     def _require(self, stream: PackedTokens, split: str) -> None:
         length = self.settings["length"]

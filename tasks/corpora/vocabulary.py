@@ -21,6 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from tsdfm_bench.api import alone
 from tsdfm_bench.errors import AssetError, UsageError, hub_reason
 from tsdfm_bench.tasks.assets import Asset, HubFile, Package, cache_folder, hub_refusal, obtain, staging_folder
 from tsdfm_bench.tasks.scorers.tokens import difference
@@ -208,15 +209,23 @@ def _of_hub(name: str) -> Any:
 
 def _trained(size: int, texts: Callable[[], Iterator[str]], identity: str) -> Any:
     """A byte-level BPE of the training split, from the cache if it was trained before."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import pre_tokenizers
 
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if size <= len(alphabet):
         raise UsageError(f"a byte-level BPE has more than {len(alphabet)} tokens: bpe-{size} is too small")
     key = hashlib.sha256(f"{identity} {size}".encode()).hexdigest()[:16]
     path = cache_folder() / "tokenizers" / f"bpe-{size}-{key}.json"
-    if path.is_file():
-        return _of_file(path)
+    if not path.is_file():
+        with alone(path.parent, path.stem):
+            if not path.is_file():
+                _train(size, texts, alphabet, path)
+    return _of_file(path)
+
+
+def _train(size: int, texts: Callable[[], Iterator[str]], alphabet: list[str], path: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -229,11 +238,9 @@ def _trained(size: int, texts: Callable[[], Iterator[str]], identity: str) -> An
             f"the training text gives a BPE of {tokenizer.get_vocab_size():,} tokens only, not of {size:,}: choose a "
             "smaller one, or more text"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     with staging_folder() as staging:
         tokenizer.save(str(staging / "tokenizer.json"))
         (staging / "tokenizer.json").replace(path)
-    return tokenizer
 
 
 def _of_file(path: Path) -> Any:

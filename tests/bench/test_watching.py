@@ -196,7 +196,7 @@ def test_a_training_is_shown_by_stages(here: Here, monkeypatch: pytest.MonkeyPat
     leases = Leases(folder.leases_folder, 60.0, beat=False)
     lease = leases.take("train-compass")
     assert isinstance(lease, Lease)
-    lease.tell(done=120)
+    lease.tell(done=120, speed="9,000 tokens/s  MFU % 41")
     lease.renew()
     queue = Queue(alive={"train-student": Task("7", None, "PENDING", "Dependency")})
     found = {report.stage: report for report in training_of(folder, Live({}, queue)).stages}
@@ -208,6 +208,8 @@ def test_a_training_is_shown_by_stages(here: Here, monkeypatch: pytest.MonkeyPat
         "last": "missing",
     }
     assert found["compass"].done == 120
+    assert found["compass"].reason.endswith(": 9,000 tokens/s  MFU % 41")
+    assert "compass 120/400 steps on " in training_of(folder, Live({}, queue)).line()
     assert found["student"].needs == ("teacher", "compass")
     assert found["other"].reason == "CheckpointError: no weights"
     shown = here.cli("status", "trained")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -209,10 +211,39 @@ def test_rows_that_are_no_text_are_one_matter_in_every_format(tmp_path):
     (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
     pq.write_table(pa.table({"text": rows}), tmp_path / "training.parquet")
     (tmp_path / "test.txt").write_text("x")
-    assert read(tmp_path, "train") == ["one", "two"] * 2
+    assert read(tmp_path, "train") == ["one", "", "two"] * 2
     pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "training.parquet")
     with pytest.raises(AssetError, match=r"training\.parquet has no text under 'text' but a value of type int"):
         read(tmp_path, "train")
+
+
+def on_hub(monkeypatch, lines) -> None:
+    """Let every split of every data set have these rows."""
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_args, **_settings: [{"text": line} for line in lines])
+    monkeypatch.setattr(docs, "hub_refusal", lambda: None)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_files_of_a_data_set_give_the_rows_that_the_hub_gives(tmp_path, tokenizer, monkeypatch, suffix):
+    """WikiText's blank lines are documents without tokens: their end-of-text stays, as the spec of DFM's data says."""
+    lines = ["", " = A @-@ title = \n", "", " Its text , twice . \n" * 2, None]
+    on_hub(monkeypatch, lines)
+    there = load("wikitext-103", tokenizer)
+    for split in docs.SPLITS:
+        if suffix == "jsonl":
+            content = "".join(json.dumps({"text": line}) + "\n" for line in lines)
+            (tmp_path / f"{split}-00000-of-00001.jsonl").write_text(content)
+        else:
+            pq.write_table(pa.table({"text": lines}), tmp_path / f"{split}-00000-of-00001.parquet")
+    here = load("wikitext-103", tokenizer, path=str(tmp_path))
+    for split in docs.SPLITS:
+        np.testing.assert_array_equal(np.asarray(here.stream(split)), np.asarray(there.stream(split)))
+    assert here.info.data_hash == there.info.data_hash
+    tokens = np.asarray(here.stream("test"))
+    assert tokens[0] == 256
+    assert np.count_nonzero(tokens == 256) == 4
 
 
 def test_a_hub_that_breaks_off_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
@@ -241,6 +272,27 @@ def test_a_hub_that_breaks_off_is_not_taken_for_a_full_disk(tmp_path, monkeypatc
     (tmp_path / "file").write_text("")
     with pytest.raises(AssetError, match=r"cannot write the token cache .*TSDFM_BENCH_CACHE"):
         cached(tmp_path / "file")
+
+
+def test_a_text_that_is_tokenised_needs_no_hub(tokenizer, monkeypatch):
+    """Neither its tokens, nor a tokenizer that was trained on it, nor whether that gives its texts back."""
+    import datasets
+
+    on_hub(monkeypatch, TEXTS)
+    loaded = {name: load("hf:any/where", name) for name in (tokenizer, "bpe-300")}
+    hashes = {name: task.training_streams().data_hash for name, task in loaded.items()}
+
+    def refuse(*_args, **_settings):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    for name, task in loaded.items():
+        again = load("hf:any/where", name)
+        assert again.info == task.info
+        assert again.training_streams().data_hash == hashes[name]
+        assert torch.equal(again.prompts(Streams.of(0, "x", 2), 16), task.prompts(Streams.of(0, "x", 2), 16))
+    with pytest.raises(AssetError, match="no route"):
+        load("hf:any/where", tokenizer, packing="sedd")
 
 
 def test_a_data_set_of_the_hub_may_have_a_revision(monkeypatch):
@@ -358,6 +410,8 @@ def test_a_tokenizer_that_changes_texts_is_refused_unless_that_is_accepted(tmp_p
     with pytest.raises(UsageError, match=r"does not give a text back: 'T.*became 't.*lossy=true"):
         load(tmp_path / "corpus", lower)
     assert load(tmp_path / "corpus", lower, lossy="true").info.vocab_size == 257
+    with pytest.raises(UsageError, match="does not give a text back"):  # also where the tokens are there already
+        load(tmp_path / "corpus", lower)
 
 
 # --------------------------------------------------------------------------------------------------------- packing
@@ -430,6 +484,42 @@ def test_an_interrupted_cache_goes_on_where_it_was(tmp_path, monkeypatch):
     expected = cached(tmp_path / "b")
     np.testing.assert_array_equal(np.asarray(stream), np.asarray(expected))
     assert stream.data_hash == expected.data_hash
+
+
+FILL = """
+import pathlib, sys, time
+from tsdfm_bench import api
+from tsdfm_bench.tasks.corpora import packing
+folder = pathlib.Path(sys.argv[1])
+api.ALONE_LOOK_S, packing.DOCUMENTS_PER_BATCH = 0.02, 7
+def encode(batch):
+    with (folder / "encoded").open("a") as log:
+        log.write("".join(f"{text}\\n" for text in batch))
+    time.sleep(0.01)  # the other one comes in between
+    return [list(text.encode()) for text in batch]
+print("ready", flush=True)
+sys.stdin.readline()
+texts = [f"text {i}" for i in range(300)]
+cache = packing.Cache(folder / "cache", "uint16")
+stream = cache.write(lambda: iter(texts), encode, packing.Packer("sedd", 16, 256), "x", part_tokens=500)
+print(stream.data_hash, stream.size)
+"""
+
+
+def test_two_processes_fill_a_cache_once(tmp_path):
+    """Whoever is second waits, and has the same tokens."""
+    command = [sys.executable, "-c", FILL, str(tmp_path)]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    both = [subprocess.Popen(command, text=True, **pipes) for _ in range(2)]
+    assert [process.stdout.readline() for process in both] == ["ready\n"] * 2
+    for process in both:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    (found, said), (other, more) = (process.communicate(timeout=60) for process in both)
+    assert found == other != "", said + more
+    assert (tmp_path / "encoded").read_text().split("\n")[:-1] == [f"text {i}" for i in range(300)]
+    assert sum("waiting for process" in text for text in (said, more)) == 1
+    assert [path.name for path in (tmp_path / "cache").glob("*.json")] == ["manifest.json"]  # the lease was given back
 
 
 def test_a_limit_on_tokens_and_a_lost_part(tmp_path, monkeypatch):

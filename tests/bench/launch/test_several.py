@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread, current_thread
 
 import pytest
 
+from tsdfm_bench.console import Reporter
 from tsdfm_bench.errors import BenchError
-from tsdfm_bench.launch import several
-from tsdfm_bench.launch.leases import Lease, LeaseLost, Leases, process_start
+from tsdfm_bench.launch import several, training
+from tsdfm_bench.launch.leases import Lease, LeaseLost, Leases, process_start, workers
 from tsdfm_bench.launch.several import Node, ProcessesFailed, dismiss, follow, lead, torchrun_command
-from tsdfm_bench.launch.training import train_stage_of
+from tsdfm_bench.launch.training import leave_progress, train_stage_of
 from tsdfm_bench.launch.work import Work
+from tsdfm_bench.methods.train.trainer import Progress
 
 WORK = Work(
     "train",
@@ -100,11 +103,37 @@ def test_a_failure_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(several, "SIGNAL_S", 0.0)
     work = replace(WORK, folder=str(tmp_path))
     runs(monkeypatch, "raise SystemExit(3)")
-    result = train_stage_of(work, None)  # type: ignore[arg-type]
+    result = train_stage_of(work, Reporter(quiet=True))
     assert result["state"] == "failed"
     assert "training tsdfm on several processes ended with exit code 3" in result["error"]
     runs(monkeypatch, "")
-    assert train_stage_of(work, None)["state"] == "done"  # type: ignore[arg-type]
+    assert train_stage_of(work, Reporter(quiet=True))["state"] == "done"
+
+
+def test_what_the_processes_have_trained_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lease says steps and speed of the first process, not those that an earlier life has left."""
+    lease = Leases(tmp_path, 60.0, beat=False).take("train-tsdfm")
+    assert isinstance(lease, Lease)
+    told: list[tuple[object, object]] = []
+
+    def train(work: Work, check: Callable[[], None]) -> None:
+        for progress in (
+            None,
+            Progress("tsdfm", 7, 10, 12345.6, {"loss": 2.5, "large": float("nan"), "MFU %": 41.0}),
+            Progress("tsdfm", 8, 10, 0.0, {"validation": 3.0}),
+        ):
+            if progress is not None:
+                leave_progress(tmp_path, progress)
+            check()
+            lease.renew()
+            about = workers(tmp_path)["train-tsdfm"].about
+            told.append((about.get("done"), about.get("speed")))
+
+    leave_progress(tmp_path, Progress("tsdfm", 3, 10, 1.0, {}))
+    monkeypatch.setattr(training, "lead", train)
+    training._several(replace(WORK, folder=str(tmp_path)), Reporter(quiet=True), lease)
+    speed = "12,346 tokens/s  loss 2.5  MFU % 41"
+    assert told == [(None, None), (7, speed), (8, speed)]
 
 
 def test_nodes_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +172,7 @@ def test_nodes_are_sent_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     lease = Leases(tmp_path / ".leases", 60.0).take("train-tsdfm")
     assert isinstance(lease, Lease)
     on_node(monkeypatch, 0)
-    assert train_stage_of(work, None)["state"] == "busy"  # type: ignore[arg-type]
+    assert train_stage_of(work, Reporter(quiet=True))["state"] == "busy"
     on_node(monkeypatch, 1)
     assert follow(work) is False
     dismiss(WORK)

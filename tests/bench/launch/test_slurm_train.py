@@ -120,6 +120,32 @@ def test_a_lost_teacher_is_replaced_and_so_are_those_that_waited(training: Calla
     assert run.submitted().count("alone") == 1
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_text_that_is_tokenised_further_each_time_is_progress(
+    training: Callable[..., Training], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    """As long as a stage waits for its text; once it is begun, only its own state counts."""
+    monkeypatch.setenv("TSDFM_BENCH_CACHE", str(tmp_path / "cache"))
+    manifest = tmp_path / "cache" / "corpora" / "text-train-0" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    lost = []
+
+    def fate(stage: str) -> str:
+        if stage == "teacher" and len(lost) < 5:
+            lost.append(stage)
+            manifest.touch()
+            os.utime(manifest, (1000.0 + len(lost),) * 2)
+            return "lost"
+        return "done"
+
+    run = training(fate)
+    if begun:
+        run.saved("teacher", 1.0)
+    error = run.run()["teacher"]
+    assert error == ("Slurm: 3 jobs ended without any progress (node fail)" if begun else "")
+    assert run.submitted().count("teacher") == (3 if begun else 6)
+
+
 def test_a_teacher_without_progress_is_given_up_and_its_students_are_not_tried(
     training: Callable[..., Training],
 ) -> None:

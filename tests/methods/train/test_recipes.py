@@ -17,7 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tsdfm_bench.api import PLAIN_VARIABLE
+from tsdfm_bench.commands.train import train_command
 from tsdfm_bench.errors import UsageError
+from tsdfm_bench.launch.training import PROGRESS_FILE, STATE
 from tsdfm_bench.methods.nets.causal import CausalConfig, CausalTransformer
 from tsdfm_bench.methods.nets.compass import Compass, CompassConfig
 from tsdfm_bench.methods.nets.dit import DiT, DiTConfig
@@ -344,7 +346,6 @@ def test_packed_streams_are_read_from_the_starts_of_blocks():
 
 
 def test_dry_run_prints_every_network(monkeypatch, capsys):
-    from tsdfm_bench.commands.train import train_command
     from tsdfm_bench.methods.train import recipe as recipes
 
     real = recipes.load_recipe
@@ -382,25 +383,62 @@ source = "mask"
 """
 
 
-def test_two_processes_train_as_one(tmp_path):
-    """Rows are numbered over all processes: one process and two draw the same and reach the same network."""
+TWO = """
+import sys
+from pathlib import Path
+import torch
+from tsdfm_bench.commands.train import train_command
+from tsdfm_bench.methods.train import command
+from tsdfm_bench.methods.train.trainer import Trainer
+recipe, folder = sys.argv[1], Path(sys.argv[2])
+read, joined = command.training_text, []
+command.training_text = lambda *given: joined.append(torch.distributed.is_initialized()) or read(*given)
+assert train_command(recipe, None, folder / "two", None, 1) == 0
+assert joined == [False]  # a long text is not waited for under the time limit of joined processes
+assert torch.distributed.get_world_size() == 2
+train = Trainer.train
+Trainer.train = lambda trainer: (train(trainer, 3), sys.exit())
+train_command(recipe, None, folder / "changed", None, 1)
+"""
+
+
+def steps_here(recipe: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Train in this process; which steps were left."""
+    steps: list[int] = []
+    update = Trainer._update
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_update", lambda self, number: (steps.append(number), update(self, number)))
+        assert train_command(str(recipe), None, folder, None, 1) == 0
+    return steps
+
+
+def test_two_processes_train_as_one(tmp_path, monkeypatch):
+    """Rows are numbered over all processes: one, two, or two and then one draw the same and reach the same network."""
     recipe = tmp_path / "toy.toml"
     recipe.write_text(TOY)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    several = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    for name, start in (("one", [sys.executable, "-m"]), ("two", several)):
-        command = [*start, "tsdfm_bench", "train", str(recipe), "--out", str(tmp_path / name), "--threads", "1"]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
-        assert done.returncode == 0, done.stderr
-        assert done.stderr.count("Trained networks") == 1  # the first process speaks for all
-    bounds = [
-        json.loads((tmp_path / name / "mdlm" / "history.json").read_text())[-1]["bound"] for name in ("one", "two")
-    ]
-    assert bounds[0] == pytest.approx(bounds[1], rel=1e-4)
-    operations = [
-        json.loads((tmp_path / name / "mdlm" / "config.json").read_text())["training_flops"] for name in ("one", "two")
-    ]
-    assert operations[0] == pytest.approx(operations[1], rel=1e-3)  # of all processes
+    (tmp_path / "two.py").write_text(TWO)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "two.py"]
+    done = subprocess.run(
+        [*command, str(recipe), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Trained networks") == 1  # the first process speaks for all
+    told = json.loads((tmp_path / "changed" / STATE / "mdlm" / PROGRESS_FILE).read_text())
+    assert (told["name"], told["step"], told["steps"]) == ("mdlm", 3, 6)
+    assert steps_here(recipe, tmp_path / "one", monkeypatch) == [1, 2, 3, 4, 5, 6]
+    assert steps_here(recipe, tmp_path / "changed", monkeypatch) == [4, 5, 6]
+    found = {}
+    for name in ("one", "two", "changed"):
+        config = json.loads((tmp_path / name / "mdlm" / "config.json").read_text())
+        history = json.loads((tmp_path / name / "mdlm" / "history.json").read_text())
+        found[name] = [history[-1]["bound"], config["training_flops"]]  # operations of all processes
+    assert found["two"] == pytest.approx(found["one"], rel=1e-3)
+    assert found["changed"] == pytest.approx(found["one"], rel=1e-3)
 
 
 def test_a_batch_that_does_not_divide_over_the_processes_is_refused(monkeypatch):
