@@ -95,7 +95,7 @@ class TrainingResult:
         steps, tokens_seen, seconds: of the training.
         bound, bound_error: last validation.
         history: every validation.
-        flops: operations of all steps, by formula (see `flops`).
+        flops: operations of all steps, by formula (see `flops`): this process's, times the number of processes.
         step_seconds: wall-clock seconds of the last steps of this process, its first ones left out.
     """
 

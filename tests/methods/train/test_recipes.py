@@ -436,9 +436,11 @@ def test_two_processes_train_as_one(tmp_path, monkeypatch):
     for name in ("one", "two", "changed"):
         config = json.loads((tmp_path / name / "mdlm" / "config.json").read_text())
         history = json.loads((tmp_path / name / "mdlm" / "history.json").read_text())
-        found[name] = [history[-1]["bound"], config["training_flops"]]  # operations of all processes
-    assert found["two"] == pytest.approx(found["one"], rel=1e-3)
-    assert found["changed"] == pytest.approx(found["one"], rel=1e-3)
+        found[name] = history[-1]["bound"], config["training_flops"]
+    for name in ("two", "changed"):
+        assert found[name][0] == pytest.approx(found["one"][0], rel=1e-4)
+        # the first process's share, times the processes: its head runs at its own masked positions
+        assert found[name][1] == pytest.approx(found["one"][1], rel=0.05)
 
 
 def test_a_batch_that_does_not_divide_over_the_processes_is_refused(monkeypatch):
