@@ -11,6 +11,9 @@
 
 The family comes from the hub name, else from the configuration file beside the weights, else from the names of the
 tensors and the method that is asked for. A checkpoint of another family than the method's is refused.
+
+DFM's published weights were trained with the generalised KL at times up to 1 - 1e-3 and are sampled no further; a
+student of FS-DFM is sampled up to 1.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ KNOWN = {
     "s-sahoo/duo-distilled": "duo",
     "jdeschena/sdtt": "sdtt",
 }
+GENERALISED_KL_EPS = 1e-3
 # Families whose method is no part of this package, and where it is.
 _PLUGINS = {"duo": ", a plug-in: pip install tests/plugins/duo in a checkout of tsdfm-bench"}
 _WORDS = {"subs": "mdlm", "mdlm": "mdlm", "sedd": "sedd", "duo": "duo", "ar": "ar", "sdtt": "sdtt", "duo_base": "duo"}
@@ -155,6 +159,8 @@ def describe(
         about |= {"time_conditioning": True, "schedule": "log-linear"}
     elif family == "sedd":
         about |= _score(published, source)
+    elif family == "dfm":
+        about["time_eps"] = GENERALISED_KL_EPS
     return about
 
 

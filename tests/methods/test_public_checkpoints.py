@@ -642,6 +642,18 @@ def test_methods_load_and_sample_from_public_weights(tmp_path):
         assert int(batch.tokens.max()) < V
 
 
+def test_published_weights_are_sampled_at_the_times_they_were_trained_at(tmp_path):
+    """DFM's generalised KL ends at 1 - 1e-3: the step of 1,024 that would begin later is not made."""
+    from tsdfm_bench.api import SampleRequest
+    from tsdfm_bench.rng import Streams
+
+    request = SampleRequest(Streams.of(0, "x", 1), LENGTH, 1024, source="uniform", trace=True)
+    for method, tensors, states in ((DFM, make(DFM_NET), 1023), (FSDFM, make(STUDENT), 1024)):
+        folder = folder_of(tmp_path / method.info.name, tensors)
+        params = {"checkpoint": str(folder), "task": "text", "vocab_size": V, "source": "uniform", "length": LENGTH}
+        assert method.load(params, "cpu").sample(request).trace.shape[1] == states
+
+
 # -------------------------------------------------------------------------------------------------------- the hub
 
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from tsdfm_bench.api import SampleRequest
 from tsdfm_bench.errors import CheckpointError, UsageError
+from tsdfm_bench.methods.dfm import DFM
 from tsdfm_bench.methods.nets.causal import CausalConfig, CausalTransformer
 from tsdfm_bench.methods.train import command
 from tsdfm_bench.methods.train.data import TrainingText
@@ -16,6 +18,7 @@ from tsdfm_bench.methods.train.objectives import ARObjective, StepResult
 from tsdfm_bench.methods.train.optim import learning_rate, orthogonalise
 from tsdfm_bench.methods.train.recipe import Recipe, load_recipe
 from tsdfm_bench.methods.train.trainer import STATE_FILE, Trainer, TrainingConfig
+from tsdfm_bench.rng import Streams
 
 STREAM = np.random.default_rng(0).integers(0, 12, 4000)
 TEXT = TrainingText("toy", {"train": STREAM, "validation": STREAM[:1500]}, 12, 8, "toy@1", "sha256:toy")
@@ -275,6 +278,15 @@ def test_every_kind_of_network_trains_in_dependency_order_and_is_not_trained_twi
     command.train_recipe(recipe, TEXT, tmp_path, announce=said.append)
     assert all("trained already" in line for line in said)
     assert len(said) == len(recipe.stage)
+
+
+def test_what_the_generalised_kl_trains_is_sampled_at_the_times_it_saw(tmp_path) -> None:
+    """1,023 steps of 1,024, by what the checkpoint says of itself; after cross entropy all of them."""
+    command.train_recipe(miniature(), TEXT, tmp_path, only=["dfm-uniform", "dfm-mask"])
+    for source, states in (("uniform", 1024), ("mask", 1023)):
+        params = {"checkpoint": str(tmp_path), "task": "toy", "vocab_size": 12, "source": source, "length": 8}
+        request = SampleRequest(Streams.of(0, "x", 1), 8, 1024, source=source, trace=True)
+        assert DFM.load(params, "cpu").sample(request).trace.shape[1] == states
 
 
 def test_a_stage_without_its_teacher_says_what_to_train(tmp_path) -> None:
