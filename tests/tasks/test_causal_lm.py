@@ -531,6 +531,27 @@ def test_forward_passes_are_halved_when_memory_is_short(folder, monkeypatch):
     np.testing.assert_allclose(scores.features, expected.features, atol=2e-5)
 
 
+def test_memory_that_holds_half_is_found_with_one_failure(folder, monkeypatch):
+    """512 tokens a pass do not fit, 256 do: the second of many batches is made smaller before it fails."""
+    scorer = CausalLM.load({"name": str(folder), "window": 16, "stride": 15}, "cpu")
+    whole, sizes = scorer._score_batch, []
+
+    def half(batch):
+        sizes.append(len(batch) * len(batch[0].inputs))
+        if sizes[-1] > CPU_TOKENS // 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return whole(batch)
+
+    monkeypatch.setattr(scorer, "_score_batch", half)
+    texts = [f"{number:016}" for number in range(160)]  # a window of 16 tokens each
+    scores = scorer.score(texts)
+    assert [len(nll) for nll in scores.nll] == [16] * 160
+    assert sizes == [512] + [256] * 10
+    assert scorer.budget == 256
+    scorer.score(texts[:32])
+    assert sizes[11:] == [256] * 2
+
+
 def test_a_window_that_does_not_fit_alone_says_what_to_choose(folder, monkeypatch):
     scorer = CausalLM.load({"name": str(folder)}, "cpu")
 
