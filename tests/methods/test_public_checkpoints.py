@@ -475,7 +475,11 @@ def test_score_entropy_training_files(tmp_path):
     assert config["scale_by_sigma"] is True
 
 
-def test_fsdfm_files_offer_student_average_and_teacher(tmp_path):
+@pytest.mark.parametrize(
+    ("student_file", "dfm_file"),
+    [("FS_DFM_checkpoint.pth", "DFM_checkpoint.pth"), ("checkpoint_step_190000.pth", "checkpoint.pth")],
+)
+def test_fsdfm_files_offer_student_average_and_teacher(tmp_path, student_file, dfm_file):
     nets = {"student": make(STUDENT), "ema": make(STUDENT, 1)}
     content = {
         "student_model": nets["student"],
@@ -484,8 +488,8 @@ def test_fsdfm_files_offer_student_average_and_teacher(tmp_path):
         "student_optimizer": {"state": {}, "param_groups": []},
         "step": 190000,
     }
-    folder = folder_of(tmp_path / "m", content, None, "FS_DFM_checkpoint.pth")
-    torch.save({"model": make(DFM_NET, 3), "step": 1}, folder / "DFM_checkpoint.pth")
+    folder = folder_of(tmp_path / "m", content, None, student_file)
+    torch.save({"model": make(DFM_NET, 3), "step": 1}, folder / dfm_file)
     identities = set()
     for choice, seed in (("", "student"), ("#student", "student"), ("#ema", "ema")):
         network, config = load(f"{folder}{choice}", "fsdfm", "uniform", trust=True)
@@ -494,7 +498,7 @@ def test_fsdfm_files_offer_student_average_and_teacher(tmp_path):
         found = checkpoints.find("fsdfm", "uniform", ("uniform",), f"{folder}{choice}", None, None, True)
         identities.add(checkpoints.identify(found).weights)
     assert len(identities) == 3  # which network was taken is part of a cell's identity
-    teacher, _ = load(f"{folder / 'FS_DFM_checkpoint.pth'}#teacher", "dfm", "uniform", trust=True)
+    teacher, _ = load(f"{folder / student_file}#teacher", "dfm", "uniform", trust=True)
     torch.testing.assert_close(teacher.embedding.weight, make(DFM_NET, 2)["vocab_embed.weight"])
     dfm, _ = load(folder, "dfm", "uniform", trust=True)  # each method finds its own file of the repository
     torch.testing.assert_close(dfm.embedding.weight, make(DFM_NET, 3)["vocab_embed.weight"])
