@@ -319,6 +319,46 @@ def test_another_architecture_is_refused_by_name(tmp_path):
         load(folder_of(tmp_path / "a", stranger), "mdlm", "mask")
 
 
+@pytest.mark.parametrize(
+    ("geometry", "config", "method", "source", "message"),
+    [
+        (DIT, {"model_type": "mdlm", "vocab_size": V}, "mdlm", "mask", "vocab_size 11, its tensors say 12"),
+        (DIT, {"model_type": "mdlm", "hidden_dim": 32}, "mdlm", "mask", "hidden_dim 32, its tensors say 16"),
+        (DIT, {"model_type": "mdlm", "n_blocks": 3}, "mdlm", "mask", "n_blocks 3, its tensors say 2"),
+        (DIT, {"parameterization": "subs", "model": {"n_blocks": 3}}, "mdlm", "mask", "n_blocks 3, its tensors say 2"),
+        (DIT, {"graph": {"type": "absorb"}, "tokens": V + 1}, "sedd", "mask", "tokens 12, its tensors say 11"),
+        (DIT, {"graph": {"type": "uniform"}, "tokens": V}, "sedd", "uniform", "tokens 11, its tensors say 12"),
+        (
+            DIT,
+            {"graph": {"type": "absorb"}, "model": {"hidden_size": 8}},
+            "sedd",
+            "mask",
+            "hidden_size 8, its tensors.*",
+        ),
+        (DFM_NET, {"model_type": "dfm", "hidden_size": 8}, "dfm", "uniform", "hidden_size 8, its tensors say 16"),
+    ],
+)
+def test_sizes_in_a_configuration_are_those_of_the_tensors(tmp_path, geometry, config, method, source, message):
+    """A file that lost its last block is a complete network by its tensors alone."""
+    folder = folder_of(tmp_path / "m", make(geometry), config)
+    with pytest.raises(
+        CheckpointError, match=rf"config\.json says (model\.)?{message}; they are not of one model"
+    ) as caught:
+        load(folder, method, source, None)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "method", "source"),
+    [
+        ({"model_type": "mdlm", "vocab_size": V + 1, "hidden_dim": D, "n_blocks": BLOCKS}, "mdlm", "mask"),
+        ({"graph": {"type": "absorb"}, "tokens": V, "model": {"hidden_size": D, "n_blocks": BLOCKS}}, "sedd", "mask"),
+    ],
+)
+def test_published_configurations_fit_their_tensors(tmp_path, config, method, source):
+    assert load(folder_of(tmp_path / "m", make(DIT), config), method, source)[1]["network"]["width"] == D
+
+
 # -------------------------------------------------------------------------------------------- containers, averages
 
 
