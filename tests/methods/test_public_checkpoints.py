@@ -380,10 +380,45 @@ def test_two_tensors_of_one_name_are_refused(tmp_path):
         load(folder_of(tmp_path / "m", tensors), "mdlm", "mask")
 
 
+PARAMETER_ORDER = [
+    "vocab_embed.embedding",
+    *(f"sigma_map.mlp.{part}" for part in ("0.weight", "0.bias", "2.weight", "2.bias")),
+    *(
+        f"blocks.{k}.{part}"
+        for k in range(BLOCKS)
+        for part in (
+            "norm1.weight", "attn_qkv.weight", "attn_out.weight", "norm2.weight", "mlp.0.weight", "mlp.0.bias",
+            "mlp.2.weight", "mlp.2.bias", "adaLN_modulation.weight", "adaLN_modulation.bias",
+        )
+    ),
+    *(
+        f"output_layer.{part}"
+        for part in (
+            "norm_final.weight", "linear.weight", "linear.bias", "adaLN_modulation.weight", "adaLN_modulation.bias",
+        )
+    ),
+]  # fmt: skip
+
+
+def shadow_of(average: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Averages without their names, in the order that MDLM's and SEDD's networks list their parameters in."""
+    return [average[name] for name in PARAMETER_ORDER if name in average]
+
+
+@pytest.mark.parametrize(("geometry", "method", "source"), [(DIT, "mdlm", "mask"), (CAUSAL, "ar", None)])
+def test_averages_are_listed_in_the_published_order(tmp_path, geometry, method, source):
+    average = make(geometry, seed=1)
+    named, _ = load(folder_of(tmp_path / "a", average), method, source)
+    content = {"state_dict": make(geometry), "ema": {"shadow_params": shadow_of(average)}}
+    listed, _ = load(folder_of(tmp_path / "b", content, None, "best.ckpt"), method, source, trust=True)
+    for name, tensor in named.state_dict().items():
+        assert torch.equal(listed.state_dict()[name], tensor), name
+
+
 def test_lightning_files_give_the_average(tmp_path):
     """Settings of other programs beside the tensors do not stop the reading, and nothing of them is run."""
     tensors, average = make(DIT), make(DIT, seed=1)
-    shadow = [average[name] for name in names.expected(DIT)]
+    shadow = shadow_of(average)
     content = {
         "state_dict": prefixed(tensors, "backbone._orig_mod."),
         "ema": {"decay": 0.9999, "num_updates": 3, "shadow_params": shadow},
@@ -459,7 +494,7 @@ def lightning_settings(monkeypatch):
 def test_settings_of_lightning_files_are_passed_over(tmp_path, lightning_settings):
     """A configuration, a tokenizer and command-line arguments: stand-ins take their place, none of their code runs."""
     average = make(DIT, seed=1)
-    shadow = [average[name] for name in names.expected(DIT)]
+    shadow = shadow_of(average)
     content = {"state_dict": prefixed(make(DIT), "backbone."), "ema": {"shadow_params": shadow}, **lightning_settings}
     folder = folder_of(tmp_path / "m", content, None, "best.ckpt")
     network, _ = load(folder, "mdlm", "mask", trust=True)
@@ -506,7 +541,7 @@ def test_pickles_need_trust_and_run_nothing_even_then(tmp_path, capsys):
 def test_score_entropy_training_files(tmp_path):
     """SEDD keeps {optimizer, model, ema, step}; its noise module has an empty parameter that shows up in both."""
     tensors, average = make(DIT), make(DIT, seed=1)
-    shadow = [*(average[name] for name in names.expected(DIT)), torch.zeros(1)]
+    shadow = [*shadow_of(average), torch.zeros(1)]
     content = {"model": tensors | {"noise.empty": torch.zeros(1)}, "ema": {"shadow_params": shadow}, "step": 7}
     folder = folder_of(tmp_path / "m", content, {"graph": {"type": "absorb"}, "tokens": V}, "checkpoint.pth")
     network, config = load(folder, "sedd", "mask", trust=True)
