@@ -580,17 +580,21 @@ def test_judges_with_equal_tokenizers_share_one_tokenisation(folder, tmp_path, m
 def test_the_memory_of_tokens_is_bounded():
     from tsdfm_bench.tasks.scorers.tokens import TokenMemory
 
-    memory = TokenMemory(most_numbers=10)
+    memory = TokenMemory(most_bytes=20)
     calls = []
 
     def encode(text: str) -> list[int]:
         calls.append(text)
-        return [1] * 4
+        return [50_256] * 4
 
-    for text in ("a", "b", "a", "c", "a"):
-        assert memory.numbers("t", text, encode) == [1] * 4
-        assert memory.kept <= 10
-    assert calls == ["a", "b", "c", "a"]
+    for _judge in range(2):  # which read the same texts, more than are kept
+        for text in ("a", "b", "c", "d"):
+            assert memory.numbers("t", text, encode) == [50_256] * 4
+            assert memory.kept["t"] <= 20
+    assert calls == ["a", "b", "c", "d", "c", "d"]
+    memory.numbers("u", "a", encode)  # another tokenizer has a memory of its own
+    memory.numbers("u", "a", encode)
+    assert calls[6:] == ["a"]
     memory.numbers("", "a", encode)  # a tokenizer that cannot be described shares nothing
     memory.numbers("", "a", encode)
     assert calls[-2:] == ["a", "a"]
