@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -207,6 +209,27 @@ def test_several_processes_do_not_try_again_alone(monkeypatch) -> None:
     training.pass_windows = 2
     with pytest.raises(MemoryError, match=r"2 windows a pass do not fit.*set micro_batch = 1"):
         training.train()
+
+
+@pytest.mark.parametrize(("gpu", "asked", "compiled"), [(True, None, True), (True, False, False), (False, None, False)])
+def test_blocks_are_compiled_on_a_gpu_unless_asked_not_to(monkeypatch, in_fp32, gpu, asked, compiled) -> None:
+    """Those of the network and of its average; the training takes the CPU for a GPU."""
+    made, real = [], accelerate.Accelerator
+
+    def on_the_cpu(**settings):
+        assert settings["cpu"] is not gpu
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        return real(**settings | {"cpu": True})
+
+    monkeypatch.setattr(accelerate, "Accelerator", on_the_cpu)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(gpu))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(torch, "compile", lambda call, **_: made.append(call.__self__))
+    training = trainer(config=CONFIG if asked is None else replace(CONFIG, compile=asked))
+    blocks = [*training.plain.blocks, *training.ema.blocks]
+    assert made == (blocks if compiled else [])
 
 
 def test_learning_rate_warms_up_and_decays() -> None:
