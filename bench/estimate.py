@@ -8,7 +8,8 @@ The result is an estimate: steps that are skipped because nothing can change, an
 into account only roughly (`expected_calls`), and computing the metrics is not included. Peak memory is measured in the
 same calls: the device's, or on a CPU that of the whole process. It depends on how many positions one call has to draw,
 and that on one over the number of steps; without steps, on the tokens that are kept. So it is measured twice and taken
-to be linear.
+to be linear. A peak that the run folder holds counts for cells with as many steps, or between the most and the fewest
+steps of several.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,10 @@ class Rate:
     extent: float = 0.0
     more_peak_bytes: int = 0
     more_extent: float = 0.0
+
+    def tells_peaks(self, group: Sequence[PlannedCell]) -> bool:
+        """Whether `peak_at` knows more than the peak of cells unlike these."""
+        return not self.extent or bool(self.more_extent) or all(_extent(p.cell) == self.extent for p in group)
 
     def peak_at(self, cell: Cell) -> int:
         """Bytes for a cell: linear through the two measurements, but not less than half of both."""
@@ -229,9 +234,13 @@ class Estimator:
         """
         key = self._method_key(planned)
         if key not in self._known:
-            self._known[key] = self._stored_rate(group) or self._kept(key)
-            if self._known[key] is None and self.measure:
-                self._known[key] = self._timed(key, planned.cell.label, lambda: self._time_method(planned, group))
+            stored = self._stored_rate(group)
+            found = stored if stored is not None and stored.peak_bytes else self._kept(key)
+            if self.measure and (found is None or not found.tells_peaks(group)):
+                found = self._timed(key, planned.cell.label, lambda: self._time_method(planned, group)) or found
+            if found is not None and stored is not None:
+                found = replace(found, seconds=stored.seconds, origin=stored.origin)
+            self._known[key] = found or stored
         return self._known[key]
 
     def _method_key(self, planned: PlannedCell) -> str:
@@ -240,11 +249,14 @@ class Estimator:
         return self._key("method", about | {"batch_size": self.job.batch_size})
 
     def _stored_rate(self, group: Sequence[PlannedCell]) -> Rate | None:
-        """From the costs that the run folder holds, if they were measured on this device."""
+        """From the costs that the run folder holds, if they were measured on this device.
+
+        Its peak is 0 if those costs do not tell it for the whole group.
+        """
         from tsdfm_bench.launch.batches import read_costs
         from tsdfm_bench.meter import measured_on
 
-        seconds, calls, looked, peak = 0.0, 0, 0, 0
+        seconds, calls, looked, peaks = 0.0, 0, 0, dict[float, int]()
         for planned in group:
             if looked == COSTS_READ:
                 break
@@ -255,12 +267,17 @@ class Estimator:
                     if cost.device == measured_on(self.job.device):
                         seconds += cost.seconds
                         calls += next(iter(cost.calls.values()), 0)
-                        peak = max(peak, cost.peak_memory_bytes)
-        return Rate(seconds / calls, origin="this run", peak_bytes=peak) if calls else None
+                        extent = _extent(planned.cell)
+                        peaks[extent] = max(peaks.get(extent, 0), cost.peak_memory_bytes)
+        if not calls:
+            return None
+        rate = Rate(seconds / calls, origin="this run")
+        most, least = max(peaks), min(peaks)
+        if any(not least <= _extent(planned.cell) <= most for planned in group):
+            return rate
+        return replace(rate, peak_bytes=peaks[most], extent=most, more_peak_bytes=peaks[least], more_extent=least)
 
     def _time_method(self, planned: PlannedCell, group: Sequence[PlannedCell]) -> Rate:
-        from dataclasses import replace
-
         import torch
 
         from tsdfm_bench.launch.cost import expected_calls
@@ -269,14 +286,14 @@ class Estimator:
         job, cell = self.job, planned.cell
         method = job.registry.load("methods", cell.method).load(dict(planned.params), job.device)
         meter = Meter(method.networks(), job.device)
-        short = _shortened(cell)
+        short = _shortened(min(group, key=_steps).cell)
         with torch.no_grad():
             method.sample(_request(job, short, min(2, job.batch_size)))
             with meter.measure(job.batch_size) as cost:
                 method.sample(_request(job, short, job.batch_size))
             calls = next(iter(cost.calls.values()), 0) or expected_calls(short)
             rate = Rate(cost.seconds / calls, peak_bytes=cost.peak_memory_bytes, extent=_extent(short))
-            longer = _shortened(max((p.cell for p in group), key=lambda c: c.steps or c.length), MEMORY)
+            longer = _shortened(max(group, key=_steps).cell, MEMORY)
             if _extent(longer) == _extent(short):
                 return rate
             with meter.measure(job.batch_size) as more:
@@ -392,10 +409,12 @@ def _extent(cell: Cell) -> float:
     return float(cell.length) if cell.steps is None else 1 / cell.steps
 
 
+def _steps(planned: PlannedCell) -> int:
+    return planned.cell.steps or planned.cell.length
+
+
 def _shortened(cell: Cell, times: int = 1) -> Cell:
     """The cell with few steps, or without steps with few tokens."""
-    from dataclasses import replace
-
     if cell.steps is None:
         return replace(cell, length=min(times * TIMED_TOKENS, cell.length), prefix="")
     return replace(cell, steps=min(times * TIMED_STEPS, cell.steps), prefix="")

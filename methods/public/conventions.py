@@ -11,6 +11,9 @@
 
 The family comes from the hub name, else from the configuration file beside the weights, else from the names of the
 tensors and the method that is asked for. A checkpoint of another family than the method's is refused.
+
+DFM's published weights were trained with the generalised KL at times up to 1 - 1e-3 and are sampled no further; a
+student of FS-DFM is sampled up to 1.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tsdfm_bench.errors import CheckpointError
+from tsdfm_bench.methods.public.files import CONFIG_FILE
 from tsdfm_bench.methods.public.names import Geometry
 
 METHODS: Mapping[str, tuple[str, ...]] = {
@@ -37,6 +41,15 @@ KNOWN = {
     "s-sahoo/duo": "duo",
     "s-sahoo/duo-distilled": "duo",
     "jdeschena/sdtt": "sdtt",
+}
+GENERALISED_KL_EPS = 1e-3
+_SIZES = {
+    "vocab_size": "rows",
+    "hidden_dim": "width",
+    "hidden_size": "width",
+    "model.hidden_size": "width",
+    "n_blocks": "blocks",
+    "model.n_blocks": "blocks",
 }
 # Families whose method is no part of this package, and where it is.
 _PLUGINS = {"duo": ", a plug-in: pip install tests/plugins/duo in a checkout of tsdfm-bench"}
@@ -58,6 +71,20 @@ def heads_of(config: Mapping[str, Any]) -> int | None:
     """Number of attention heads a configuration states, or None."""
     heads = lookup(config, "n_heads", "model.n_heads", "num_attention_heads")
     return heads if isinstance(heads, int) and heads > 0 else None
+
+
+def check_sizes(name: str, published: Mapping[str, Any], g: Geometry) -> None:
+    """Raise CheckpointError if the configuration states other sizes than the tensors have."""
+    stated = {key: (lookup(published, key), getattr(g, size)) for key, size in _SIZES.items()}
+    graph = lookup(published, "graph.type")
+    if graph is not None:  # SEDD's; its tokens are those without the mask
+        stated["tokens"] = lookup(published, "tokens"), g.rows - (graph == "absorb")
+    for key, (told, found) in stated.items():
+        if isinstance(told, int) and told != found:
+            raise CheckpointError(
+                f"{name}: its {CONFIG_FILE} says {key} {told:,}, its tensors say {found:,}; they are not of one model, "
+                "or the weights are incomplete: fetch both again"
+            )
 
 
 def family_of(name: str, published: Mapping[str, Any], layout: str, step_aware: bool, method: str) -> str:
@@ -155,6 +182,8 @@ def describe(
         about |= {"time_conditioning": True, "schedule": "log-linear"}
     elif family == "sedd":
         about |= _score(published, source)
+    elif family == "dfm":
+        about["time_eps"] = GENERALISED_KL_EPS
     return about
 
 

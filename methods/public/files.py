@@ -15,8 +15,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ CHOICES = ("model", "student", "ema", "teacher")
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
 # Files of FS-DFM's repository: one per method, under changing names.
-_FILE_OF_METHOD = {"dfm": ("DFM_checkpoint.pth", "checkpoint.pth"), "fsdfm": ("FS_DFM_checkpoint.pth",)}
+_FILE_OF_METHOD = {
+    "dfm": ("DFM_checkpoint.pth", "checkpoint.pth"),
+    "fsdfm": ("FS_DFM_checkpoint.pth", "checkpoint_step_*.pth"),
+}
 _FILE_OF_METHOD["tsdfm"] = _FILE_OF_METHOD["fsdfm"]
 _HUB = re.compile(
     r"hf:(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w-][\w./-]*))?(?::(?P<file>[\w-][\w./-]*))?"
@@ -129,7 +133,7 @@ def _chosen(files: Sequence[Path], method: str, where: str) -> tuple[Path, ...]:
     for candidates in (safe, list(files)):
         if len(candidates) == 1:
             return (candidates[0],)
-        named = [file for file in candidates if file.name in _FILE_OF_METHOD.get(method, ())]
+        named = [file for file in candidates if _is_one_of(file, _FILE_OF_METHOD.get(method, ()))]
         if len(named) == 1:
             return (named[0],)
         if candidates:
@@ -138,10 +142,14 @@ def _chosen(files: Sequence[Path], method: str, where: str) -> tuple[Path, ...]:
     raise CheckpointError(f"{where} has no weight file ({', '.join(SUFFIXES)})")
 
 
-def _files_of_others(method: str) -> set[str]:
-    """Names that files of other methods have in a repository with one file per method."""
+def _is_one_of(file: Path, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(file.name, pattern) for pattern in patterns)
+
+
+def _is_of_another(file: Path, method: str) -> bool:
+    """Whether a file's name is that of another method in a repository with one file per method."""
     own = _FILE_OF_METHOD.get(method)
-    return {name for names in _FILE_OF_METHOD.values() if own and names != own for name in names}
+    return own is not None and any(_is_one_of(file, names) for names in _FILE_OF_METHOD.values() if names != own)
 
 
 def _shards(index: Path) -> list[Path]:
@@ -178,7 +186,7 @@ def from_hub(typed: str, choice: str, method: str, trust_pickle: bool) -> Public
             files = (folder / file,) if file else _chosen(weight_files(folder), method, typed)
             if not files[0].is_file():
                 raise FileNotFoundError(f"has no {file}")
-            if not fetch and not file and files[0].name in _files_of_others(method):
+            if not fetch and not file and _is_of_another(files[0], method):
                 raise FileNotFoundError(f"has no file of '{method}', only {files[0].name}")
             config = folder / CONFIG_FILE
             found = f"hf:{name}@{folder.name[:12]}" + (f":{file}" if file else "")

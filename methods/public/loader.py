@@ -10,7 +10,7 @@ from tsdfm_bench.methods.nets.causal import CausalConfig, CausalTransformer
 from tsdfm_bench.methods.nets.dit import DiT, DiTConfig
 from tsdfm_bench.methods.public import names
 from tsdfm_bench.methods.public.containers import read_weights, tensor_names
-from tsdfm_bench.methods.public.conventions import check_vocabulary, describe, family_of, heads_of
+from tsdfm_bench.methods.public.conventions import check_sizes, check_vocabulary, describe, family_of, heads_of
 from tsdfm_bench.methods.public.files import PICKLES, PublicFiles, refuse_pickle
 
 
@@ -47,6 +47,7 @@ def read(
     weights = read_weights(files.weights, files.choice, files.trust_pickle)
     geometry = names.geometry_of(weights.tensors, files.name, heads_of(published))
     names.check(weights.tensors, geometry, files.name)
+    check_sizes(files.name, published, geometry)
     config = describe(files.name, published, geometry, method, source, weights.choice)
     check_vocabulary(files.name, config, vocab_size)
     config["parameters"] = sum(weights.tensors[name].numel() for name in names.expected(geometry))

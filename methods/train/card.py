@@ -12,6 +12,7 @@ from typing import Any
 from tsdfm_bench.methods.nets.folder import sha256_of
 from tsdfm_bench.methods.nets.pretrained import WEIGHTS_FILE, read_config, replace_file
 from tsdfm_bench.methods.train.data import TrainingText
+from tsdfm_bench.methods.train.objectives import TIME_EPS
 from tsdfm_bench.methods.train.recipe import Recipe, Stage
 from tsdfm_bench.methods.train.trainer import NO_INFLUENCE, TrainingResult
 
@@ -53,6 +54,8 @@ def about_weights(
     if stage.kind == "sedd":
         about["parameterisation"] = stage.options.get("parameterisation", "score")
         about["schedule"] = "log-linear"
+    if stage.options.get("loss_name") == "generalised_kl":
+        about["time_eps"] = TIME_EPS  # it saw no later times, so it is sampled at none
     about["needed"] = needed_weights(stage, folder)
     if stage.kind == "compass":
         about["teacher_hash"] = about["needed"][stage.teacher]

@@ -2,13 +2,15 @@
 
 Judges read the same texts one after another. Tokens and where they stand are remembered by the hash of the text under a
 fingerprint of the tokenizer (its whole definition, and the id that ends a text), so the second judge of a family (gpt2
-and gpt2-large, two sizes of one Llama) tokenises nothing. The memory is bounded; what does not fit is tokenised again.
+and gpt2-large, two sizes of one Llama) tokenises nothing. The memory of each is bounded; what does not fit is
+tokenised again: every judge begins with the same texts, so the first ones are kept.
 """
 
 from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,19 +20,19 @@ from tsdfm_bench.errors import AssetError, UsageError
 from tsdfm_bench.tasks.scorers.units import END_OF_TEXT
 
 PROBE = "The State of the Union:  1,234 é?\n\n\t“ﬁve” – n .½, 中文, 😀\n"
-MOST_NUMBERS = 64_000_000  # 256 MB as int32
+MOST_BYTES = 256_000_000
 
 
 class TokenMemory:
     """Whole numbers of texts (ids, and where they stand), by tokenizer and text.
 
     Args:
-        most_numbers: forget everything when more would be kept.
+        most_bytes: kept of one tokenizer; later texts are not.
     """
 
-    def __init__(self, most_numbers: int = MOST_NUMBERS) -> None:
-        self.most_numbers = most_numbers
-        self.kept = 0
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+        self.most_bytes = most_bytes
+        self.kept = Counter[str]()
         self._ids: dict[tuple[str, bytes], np.ndarray] = {}
 
     def numbers(self, fingerprint: str, text: str, encode: Callable[[str], list[int]]) -> list[int]:
@@ -39,12 +41,12 @@ class TokenMemory:
             return encode(text)
         key = (fingerprint, hashlib.sha256(text.encode(errors="surrogatepass")).digest())
         if key not in self._ids:
-            ids = np.asarray(encode(text), dtype=np.int32)
-            if self.kept + ids.size > self.most_numbers:
-                self._ids.clear()
-                self.kept = 0
+            numbers = encode(text)
+            ids = np.asarray(numbers, dtype=np.min_scalar_type(max(numbers, default=0)))
+            if self.kept[fingerprint] + ids.nbytes > self.most_bytes:
+                return numbers
             self._ids[key] = ids
-            self.kept += ids.size
+            self.kept[fingerprint] += ids.nbytes
         found: list[int] = self._ids[key].tolist()
         return found
 

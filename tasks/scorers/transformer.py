@@ -9,15 +9,16 @@ log-softmax is taken in float32: no (batch, length, vocabulary) array exists. Eq
 Features for MAUVE come from the same pass: the mean of the last hidden states after the first `feature_tokens` tokens
 (all but the last, where a text is shorter), so that all texts are pooled over equally many tokens.
 
-If the device runs out of memory, the forward passes are halved and the scores are the same. Judges with equal
-tokenizers share one tokenisation (`tokens.py`).
+If the device runs out of memory, this forward pass and those to come are halved; the scores are the same. Judges with
+equal tokenizers share one tokenisation (`tokens.py`).
 
 Only safetensors are read and no code of a repository is run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -272,21 +273,23 @@ class CausalLM:
             for index, ids in enumerate(tokens)
             for window in windows_of(index, ids, self.context_id, info.window, info.stride)
         ]
+        waiting = deque([w] for w in windows) if plain() else deque(batches_of(windows, self.budget))
         with torch.inference_mode():
-            for batch in [[w] for w in windows] if plain() else batches_of(windows, self.budget):
-                for part, scores, pooled in self._within_memory(batch):
-                    for window, score, feature in zip(part, scores, pooled, strict=True):
-                        nll[window.text][window.first : window.first + len(score)] = score
-                        if window.first == 0:
-                            features[window.text] = feature
+            while waiting:
+                scored = self._score_if_it_fits(waiting[0])
+                if scored is None:
+                    waiting = deque(batches_of([window for batch in waiting for window in batch], self.budget))
+                    continue
+                for window, score, feature in zip(waiting.popleft(), *scored, strict=True):
+                    nll[window.text][window.first : window.first + len(score)] = score
+                    if window.first == 0:
+                        features[window.text] = feature
         return nll, features
 
-    def _within_memory(
-        self, batch: Sequence[Window]
-    ) -> Iterator[tuple[Sequence[Window], Sequence[np.ndarray], np.ndarray]]:
-        """The batch, or halves of it as long as the device has too little memory; the budget stays halved."""
+    def _score_if_it_fits(self, batch: Sequence[Window]) -> tuple[list[np.ndarray], np.ndarray] | None:
+        """Scores and features of a batch; None if the device has too little memory, with a budget of half as much."""
         try:
-            scores, pooled = self._score_batch(batch)
+            return self._score_batch(batch)
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
                 raise AssetError(
@@ -294,15 +297,10 @@ class CausalLM:
                     f"the memory of {self.device}. Choose a smaller window, dtype=bfloat16, device_map=auto or "
                     "--device cpu"
                 ) from error
-        else:
-            yield batch, scores, pooled
-            return
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.budget = max(1, self.budget // 2)
-        middle = len(batch) // 2
-        yield from self._within_memory(batch[:middle])
-        yield from self._within_memory(batch[middle:])
+        self.budget = len(batch) * len(batch[0].inputs) // 2  # the longest comes first
+        return None
 
     def _score_batch(self, batch: Sequence[Window]) -> tuple[list[np.ndarray], np.ndarray]:
         device = self.device

@@ -227,6 +227,53 @@ def test_memory_of_the_run_itself_comes_first(here: Here) -> None:
     assert plan(here, samples="40", steps="2")["estimate"]["sampling_peak_bytes"] == 7_000_000_000
 
 
+def test_memory_of_other_steps_is_measured(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a cell of many steps needed says little of one with few; its seconds of a call still count."""
+    from tsdfm_bench.estimate import Rate
+
+    here.run(steps="2,6")
+    cell = stored_peak(here, 6, 1_000_000)
+    here.out.cost_path(*here.cells(steps=2)).unlink()
+    measured = Rate(99.0, peak_bytes=8_000_000, extent=1 / 2, more_peak_bytes=5_000_000, more_extent=1 / 6)
+    monkeypatch.setattr(Estimator, "_time_method", lambda self, planned, group: measured)
+    estimate = plan(here, samples="40", steps="2,6")["estimate"]
+    assert estimate["sampling_peak_bytes"] == 8_000_000
+    assert estimate["sampling_s"][cell] == pytest.approx(2 * 6 * 0.5)  # not 99 s a call
+
+
+def test_memory_between_two_cells_of_the_run_is_known(here: Here) -> None:
+    """Linear in one over the steps: 2 and 6 steps tell of 3, and nothing is sampled for that."""
+    here.run(steps="2,3,6")
+    stored_peak(here, 2, 6_000_000)
+    stored_peak(here, 6, 2_000_000)
+    here.out.cost_path(*here.cells(steps=3)).unlink()
+    here.events()
+    told = plan(here, samples="40", steps="2,3,6")["estimate"]
+    assert told["sampling_peak_bytes"] == 6_000_000
+    assert not [event for event in here.events() if event.startswith("sample")]
+
+
+def stored_peak(here: Here, steps: int, peak: int) -> str:
+    """Write into the costs of a cell's batches that they took this much memory, and half a second a call."""
+    (cell,) = here.cells(steps=steps)
+    costs = json.loads(here.out.cost_path(cell).read_text())["batches"]
+    for cost in costs.values():
+        cost |= {"peak_memory_bytes": peak, "calls": {"denoiser": steps}, "seconds": 0.5 * steps}
+    write_json(here.out.cost_path(cell), {"batches": costs})
+    return str(cell)
+
+
+def test_a_measurement_at_one_number_of_steps_is_made_again_for_others(here: Here) -> None:
+    plan(here, steps="2")
+    here.events()
+    plan(here, steps="2,8")
+    assert [event for event in here.events() if event.startswith("sample")] == [
+        "sample 0 x2 steps 2",
+        "sample 0 x8 steps 2",
+        "sample 0 x8 steps 8",
+    ]
+
+
 def test_memory_is_linear_between_two_measurements(here: Here) -> None:
     """In one over the steps, because a call then draws so many positions; without steps, in the tokens kept."""
     from types import SimpleNamespace

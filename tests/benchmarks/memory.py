@@ -13,15 +13,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from tsdfm_bench.api import SampleRequest
-from tsdfm_bench.estimate import MEMORY, TIMED_STEPS, TIMED_TOKENS, Rate
+from tsdfm_bench.estimate import Estimator
 from tsdfm_bench.meter import Meter
+from tsdfm_bench.plan import Cell, PlannedCell
 from tsdfm_bench.registry import Registry
+from tsdfm_bench.results.store import RunFolder
 from tsdfm_bench.rng import Streams
 from tsdfm_bench.scoring import CPU_TEXTS
 from tsdfm_bench.speed.cases import SMALL_NETWORK, Case, Size, load_method
@@ -47,17 +51,34 @@ FORETOLD = ("sotu", "wide vocabulary")
 LIMIT_S = 600
 
 
-def peaks(name: str, size: str, runs: list[int]) -> None:
-    """Print the peak bytes of each of some runs in this process, one after another: numbers of steps, or of tokens."""
+def peak(name: str, size: str, steps: int | None) -> None:
+    """Print the peak bytes of one run in this process."""
     torch.set_num_threads(1)
     case, (geometry, batch) = CASES[name], SIZES[size]
     method = load_method(Registry(), case, geometry, "cpu")
-    meter = Meter(method.networks(), "cpu")
-    for count in runs:
-        steps, length = (count, geometry.length) if case.source else (None, count)
-        with torch.no_grad(), meter.measure(batch) as cost:
-            method.sample(SampleRequest(Streams.of(0, "memory", batch), length, steps, source=case.source))
-        print(json.dumps({"bytes": cost.peak_memory_bytes, "seconds": cost.seconds}), flush=True)
+    with torch.no_grad(), Meter(method.networks(), "cpu").measure(batch) as cost:
+        method.sample(SampleRequest(Streams.of(0, "memory", batch), geometry.length, steps, source=case.source))
+    print(json.dumps({"bytes": cost.peak_memory_bytes, "seconds": cost.seconds}), flush=True)
+
+
+def foretold(name: str, size: str, steps: list[int | None]) -> None:
+    """Print the peak bytes that `plan` foretells of cells with so many steps."""
+    torch.set_num_threads(1)
+    case, (geometry, batch) = CASES[name], SIZES[size]
+    loaded = SimpleNamespace(load=lambda params, device: load_method(Registry(), case, geometry, device))
+    registry = SimpleNamespace(load=lambda kind, method: loaded)
+    text = {"weights": "none", "task": size, "tokenizer": "none", "data_hash": "none", "length": geometry.length}
+    cells = [
+        PlannedCell(Cell("method", case.method, {}, **text, steps=count, source=case.source))  # type: ignore[arg-type]
+        for count in steps
+    ]
+    with TemporaryDirectory() as empty:
+        job: Any = SimpleNamespace(
+            registry=registry, folder=RunFolder(empty), device="cpu", threads=1, batch_size=batch
+        )
+        rate = Estimator(job, cache=Path(empty)).rate(cells[0], cells)
+    for planned in cells if rate else ():
+        print(json.dumps({"bytes": rate.peak_at(planned.cell)}), flush=True)
 
 
 def scoring_peak(name: str, reference: str, count: int) -> None:
@@ -97,35 +118,32 @@ def elsewhere(*command: object) -> list[dict[str, Any]]:
 
 def compare(name: str, size: str) -> None:
     """One line for every number of steps: foretold, measured, and their ratio."""
-    case, (geometry, _) = CASES[name], SIZES[size]
-    first = TIMED_STEPS if case.source else min(TIMED_TOKENS, geometry.length)
-    short = elsewhere("peaks", name, size, [first, MEMORY * first])
-    if len(short) < 2:
+    steps = STEPS if CASES[name].source else [None]
+    told = elsewhere("foretold", name, size, steps)
+    if not told:
         print(f"{size}, {name}: not measured in {LIMIT_S} s", flush=True)
         return
-    near, far = (1 / first, 1 / (MEMORY * first)) if case.source else (first, MEMORY * first)
-    rate = Rate(0.0, peak_bytes=short[0]["bytes"], extent=near, more_peak_bytes=short[1]["bytes"], more_extent=far)
-    for count in STEPS if case.source else [geometry.length]:
-        real = elsewhere("peaks", name, size, [count])
-        cell = SimpleNamespace(steps=count if case.source else None, length=geometry.length)
-        told = rate.peak_at(cell)  # type: ignore[arg-type]
-        found = f"measured {real[0]['bytes'] / 1e6:.0f} MB, {told / real[0]['bytes']:.2f}" if real else "not measured"
-        what = f"{count} steps" if case.source else f"{count} tokens"
-        print(f"{size}, {name}, {what}: foretold {told / 1e6:.0f} MB, {found}", flush=True)
+    for count, expected in zip(steps, told, strict=True):
+        real = elsewhere("peak", name, size, count)
+        share = f"{expected['bytes'] / real[0]['bytes']:.2f}" if real else ""
+        found = f"measured {real[0]['bytes'] / 1e6:.0f} MB, {share}" if real else "not measured"
+        what = f"{count} steps" if count else f"{SIZES[size][0].length} tokens"
+        print(f"{size}, {name}, {what}: foretold {expected['bytes'] / 1e6:.0f} MB, {found}", flush=True)
 
 
 def large(name: str) -> None:
     """What one run of the large size needs."""
-    case, (geometry, _) = CASES[name], SIZES["large"]
-    found = elsewhere("peaks", name, "large", [2 if case.source else geometry.length])
+    found = elsewhere("peak", name, "large", 2 if CASES[name].source else None)
     text = f"{found[0]['bytes'] / 1e9:.1f} GB, {found[0]['seconds']:.0f} s" if found else f"not done in {LIMIT_S} s"
     print(f"V = 128,000, L = 4,096, batch 1, {name}: {text}", flush=True)
 
 
 if __name__ == "__main__":
     what, *names = sys.argv[1:]
-    if what == "peaks":
-        peaks(names[0], names[1], json.loads(names[2]))
+    if what == "peak":
+        peak(names[0], names[1], json.loads(names[2]))
+    elif what == "foretold":
+        foretold(names[0], names[1], json.loads(names[2]))
     elif what == "texts":
         scoring_peak(names[0], names[1], int(names[2]))
     elif what == "scoring":

@@ -319,6 +319,46 @@ def test_another_architecture_is_refused_by_name(tmp_path):
         load(folder_of(tmp_path / "a", stranger), "mdlm", "mask")
 
 
+@pytest.mark.parametrize(
+    ("geometry", "config", "method", "source", "message"),
+    [
+        (DIT, {"model_type": "mdlm", "vocab_size": V}, "mdlm", "mask", "vocab_size 11, its tensors say 12"),
+        (DIT, {"model_type": "mdlm", "hidden_dim": 32}, "mdlm", "mask", "hidden_dim 32, its tensors say 16"),
+        (DIT, {"model_type": "mdlm", "n_blocks": 3}, "mdlm", "mask", "n_blocks 3, its tensors say 2"),
+        (DIT, {"parameterization": "subs", "model": {"n_blocks": 3}}, "mdlm", "mask", "n_blocks 3, its tensors say 2"),
+        (DIT, {"graph": {"type": "absorb"}, "tokens": V + 1}, "sedd", "mask", "tokens 12, its tensors say 11"),
+        (DIT, {"graph": {"type": "uniform"}, "tokens": V}, "sedd", "uniform", "tokens 11, its tensors say 12"),
+        (
+            DIT,
+            {"graph": {"type": "absorb"}, "model": {"hidden_size": 8}},
+            "sedd",
+            "mask",
+            "hidden_size 8, its tensors.*",
+        ),
+        (DFM_NET, {"model_type": "dfm", "hidden_size": 8}, "dfm", "uniform", "hidden_size 8, its tensors say 16"),
+    ],
+)
+def test_sizes_in_a_configuration_are_those_of_the_tensors(tmp_path, geometry, config, method, source, message):
+    """A file that lost its last block is a complete network by its tensors alone."""
+    folder = folder_of(tmp_path / "m", make(geometry), config)
+    with pytest.raises(
+        CheckpointError, match=rf"config\.json says (model\.)?{message}; they are not of one model"
+    ) as caught:
+        load(folder, method, source, None)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "method", "source"),
+    [
+        ({"model_type": "mdlm", "vocab_size": V + 1, "hidden_dim": D, "n_blocks": BLOCKS}, "mdlm", "mask"),
+        ({"graph": {"type": "absorb"}, "tokens": V, "model": {"hidden_size": D, "n_blocks": BLOCKS}}, "sedd", "mask"),
+    ],
+)
+def test_published_configurations_fit_their_tensors(tmp_path, config, method, source):
+    assert load(folder_of(tmp_path / "m", make(DIT), config), method, source)[1]["network"]["width"] == D
+
+
 # -------------------------------------------------------------------------------------------- containers, averages
 
 
@@ -340,10 +380,45 @@ def test_two_tensors_of_one_name_are_refused(tmp_path):
         load(folder_of(tmp_path / "m", tensors), "mdlm", "mask")
 
 
+PARAMETER_ORDER = [
+    "vocab_embed.embedding",
+    *(f"sigma_map.mlp.{part}" for part in ("0.weight", "0.bias", "2.weight", "2.bias")),
+    *(
+        f"blocks.{k}.{part}"
+        for k in range(BLOCKS)
+        for part in (
+            "norm1.weight", "attn_qkv.weight", "attn_out.weight", "norm2.weight", "mlp.0.weight", "mlp.0.bias",
+            "mlp.2.weight", "mlp.2.bias", "adaLN_modulation.weight", "adaLN_modulation.bias",
+        )
+    ),
+    *(
+        f"output_layer.{part}"
+        for part in (
+            "norm_final.weight", "linear.weight", "linear.bias", "adaLN_modulation.weight", "adaLN_modulation.bias",
+        )
+    ),
+]  # fmt: skip
+
+
+def shadow_of(average: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Averages without their names, in the order that MDLM's and SEDD's networks list their parameters in."""
+    return [average[name] for name in PARAMETER_ORDER if name in average]
+
+
+@pytest.mark.parametrize(("geometry", "method", "source"), [(DIT, "mdlm", "mask"), (CAUSAL, "ar", None)])
+def test_averages_are_listed_in_the_published_order(tmp_path, geometry, method, source):
+    average = make(geometry, seed=1)
+    named, _ = load(folder_of(tmp_path / "a", average), method, source)
+    content = {"state_dict": make(geometry), "ema": {"shadow_params": shadow_of(average)}}
+    listed, _ = load(folder_of(tmp_path / "b", content, None, "best.ckpt"), method, source, trust=True)
+    for name, tensor in named.state_dict().items():
+        assert torch.equal(listed.state_dict()[name], tensor), name
+
+
 def test_lightning_files_give_the_average(tmp_path):
     """Settings of other programs beside the tensors do not stop the reading, and nothing of them is run."""
     tensors, average = make(DIT), make(DIT, seed=1)
-    shadow = [average[name] for name in names.expected(DIT)]
+    shadow = shadow_of(average)
     content = {
         "state_dict": prefixed(tensors, "backbone._orig_mod."),
         "ema": {"decay": 0.9999, "num_updates": 3, "shadow_params": shadow},
@@ -419,7 +494,7 @@ def lightning_settings(monkeypatch):
 def test_settings_of_lightning_files_are_passed_over(tmp_path, lightning_settings):
     """A configuration, a tokenizer and command-line arguments: stand-ins take their place, none of their code runs."""
     average = make(DIT, seed=1)
-    shadow = [average[name] for name in names.expected(DIT)]
+    shadow = shadow_of(average)
     content = {"state_dict": prefixed(make(DIT), "backbone."), "ema": {"shadow_params": shadow}, **lightning_settings}
     folder = folder_of(tmp_path / "m", content, None, "best.ckpt")
     network, _ = load(folder, "mdlm", "mask", trust=True)
@@ -466,7 +541,7 @@ def test_pickles_need_trust_and_run_nothing_even_then(tmp_path, capsys):
 def test_score_entropy_training_files(tmp_path):
     """SEDD keeps {optimizer, model, ema, step}; its noise module has an empty parameter that shows up in both."""
     tensors, average = make(DIT), make(DIT, seed=1)
-    shadow = [*(average[name] for name in names.expected(DIT)), torch.zeros(1)]
+    shadow = [*shadow_of(average), torch.zeros(1)]
     content = {"model": tensors | {"noise.empty": torch.zeros(1)}, "ema": {"shadow_params": shadow}, "step": 7}
     folder = folder_of(tmp_path / "m", content, {"graph": {"type": "absorb"}, "tokens": V}, "checkpoint.pth")
     network, config = load(folder, "sedd", "mask", trust=True)
@@ -475,7 +550,11 @@ def test_score_entropy_training_files(tmp_path):
     assert config["scale_by_sigma"] is True
 
 
-def test_fsdfm_files_offer_student_average_and_teacher(tmp_path):
+@pytest.mark.parametrize(
+    ("student_file", "dfm_file"),
+    [("FS_DFM_checkpoint.pth", "DFM_checkpoint.pth"), ("checkpoint_step_190000.pth", "checkpoint.pth")],
+)
+def test_fsdfm_files_offer_student_average_and_teacher(tmp_path, student_file, dfm_file):
     nets = {"student": make(STUDENT), "ema": make(STUDENT, 1)}
     content = {
         "student_model": nets["student"],
@@ -484,8 +563,8 @@ def test_fsdfm_files_offer_student_average_and_teacher(tmp_path):
         "student_optimizer": {"state": {}, "param_groups": []},
         "step": 190000,
     }
-    folder = folder_of(tmp_path / "m", content, None, "FS_DFM_checkpoint.pth")
-    torch.save({"model": make(DFM_NET, 3), "step": 1}, folder / "DFM_checkpoint.pth")
+    folder = folder_of(tmp_path / "m", content, None, student_file)
+    torch.save({"model": make(DFM_NET, 3), "step": 1}, folder / dfm_file)
     identities = set()
     for choice, seed in (("", "student"), ("#student", "student"), ("#ema", "ema")):
         network, config = load(f"{folder}{choice}", "fsdfm", "uniform", trust=True)
@@ -494,7 +573,7 @@ def test_fsdfm_files_offer_student_average_and_teacher(tmp_path):
         found = checkpoints.find("fsdfm", "uniform", ("uniform",), f"{folder}{choice}", None, None, True)
         identities.add(checkpoints.identify(found).weights)
     assert len(identities) == 3  # which network was taken is part of a cell's identity
-    teacher, _ = load(f"{folder / 'FS_DFM_checkpoint.pth'}#teacher", "dfm", "uniform", trust=True)
+    teacher, _ = load(f"{folder / student_file}#teacher", "dfm", "uniform", trust=True)
     torch.testing.assert_close(teacher.embedding.weight, make(DFM_NET, 2)["vocab_embed.weight"])
     dfm, _ = load(folder, "dfm", "uniform", trust=True)  # each method finds its own file of the repository
     torch.testing.assert_close(dfm.embedding.weight, make(DFM_NET, 3)["vocab_embed.weight"])
@@ -640,6 +719,18 @@ def test_methods_load_and_sample_from_public_weights(tmp_path):
         batch = method.load(params, "cpu").sample(SampleRequest(request.streams, LENGTH, 4, source=source))
         assert batch.tokens.shape == (3, LENGTH)
         assert int(batch.tokens.max()) < V
+
+
+def test_published_weights_are_sampled_at_the_times_they_were_trained_at(tmp_path):
+    """DFM's generalised KL ends at 1 - 1e-3: the step of 1,024 that would begin later is not made."""
+    from tsdfm_bench.api import SampleRequest
+    from tsdfm_bench.rng import Streams
+
+    request = SampleRequest(Streams.of(0, "x", 1), LENGTH, 1024, source="uniform", trace=True)
+    for method, tensors, states in ((DFM, make(DFM_NET), 1023), (FSDFM, make(STUDENT), 1024)):
+        folder = folder_of(tmp_path / method.info.name, tensors)
+        params = {"checkpoint": str(folder), "task": "text", "vocab_size": V, "source": "uniform", "length": LENGTH}
+        assert method.load(params, "cpu").sample(request).trace.shape[1] == states
 
 
 # -------------------------------------------------------------------------------------------------------- the hub

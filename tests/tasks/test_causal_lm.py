@@ -531,6 +531,27 @@ def test_forward_passes_are_halved_when_memory_is_short(folder, monkeypatch):
     np.testing.assert_allclose(scores.features, expected.features, atol=2e-5)
 
 
+def test_memory_that_holds_half_is_found_with_one_failure(folder, monkeypatch):
+    """512 tokens a pass do not fit, 256 do: the second of many batches is made smaller before it fails."""
+    scorer = CausalLM.load({"name": str(folder), "window": 16, "stride": 15}, "cpu")
+    whole, sizes = scorer._score_batch, []
+
+    def half(batch):
+        sizes.append(len(batch) * len(batch[0].inputs))
+        if sizes[-1] > CPU_TOKENS // 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return whole(batch)
+
+    monkeypatch.setattr(scorer, "_score_batch", half)
+    texts = [f"{number:016}" for number in range(160)]  # a window of 16 tokens each
+    scores = scorer.score(texts)
+    assert [len(nll) for nll in scores.nll] == [16] * 160
+    assert sizes == [512] + [256] * 10
+    assert scorer.budget == 256
+    scorer.score(texts[:32])
+    assert sizes[11:] == [256] * 2
+
+
 def test_a_window_that_does_not_fit_alone_says_what_to_choose(folder, monkeypatch):
     scorer = CausalLM.load({"name": str(folder)}, "cpu")
 
@@ -559,17 +580,21 @@ def test_judges_with_equal_tokenizers_share_one_tokenisation(folder, tmp_path, m
 def test_the_memory_of_tokens_is_bounded():
     from tsdfm_bench.tasks.scorers.tokens import TokenMemory
 
-    memory = TokenMemory(most_numbers=10)
+    memory = TokenMemory(most_bytes=20)
     calls = []
 
     def encode(text: str) -> list[int]:
         calls.append(text)
-        return [1] * 4
+        return [50_256] * 4
 
-    for text in ("a", "b", "a", "c", "a"):
-        assert memory.numbers("t", text, encode) == [1] * 4
-        assert memory.kept <= 10
-    assert calls == ["a", "b", "c", "a"]
+    for _judge in range(2):  # which read the same texts, more than are kept
+        for text in ("a", "b", "c", "d"):
+            assert memory.numbers("t", text, encode) == [50_256] * 4
+            assert memory.kept["t"] <= 20
+    assert calls == ["a", "b", "c", "d", "c", "d"]
+    memory.numbers("u", "a", encode)  # another tokenizer has a memory of its own
+    memory.numbers("u", "a", encode)
+    assert calls[6:] == ["a"]
     memory.numbers("", "a", encode)  # a tokenizer that cannot be described shares nothing
     memory.numbers("", "a", encode)
     assert calls[-2:] == ["a", "a"]

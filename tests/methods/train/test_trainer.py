@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import accelerate
 import numpy as np
 import pytest
 import torch
 
+from tsdfm_bench.api import SampleRequest
 from tsdfm_bench.errors import CheckpointError, UsageError
+from tsdfm_bench.methods.dfm import DFM
 from tsdfm_bench.methods.nets.causal import CausalConfig, CausalTransformer
 from tsdfm_bench.methods.train import command
 from tsdfm_bench.methods.train.data import TrainingText
@@ -16,6 +20,7 @@ from tsdfm_bench.methods.train.objectives import ARObjective, StepResult
 from tsdfm_bench.methods.train.optim import learning_rate, orthogonalise
 from tsdfm_bench.methods.train.recipe import Recipe, load_recipe
 from tsdfm_bench.methods.train.trainer import STATE_FILE, Trainer, TrainingConfig
+from tsdfm_bench.rng import Streams
 
 STREAM = np.random.default_rng(0).integers(0, 12, 4000)
 TEXT = TrainingText("toy", {"train": STREAM, "validation": STREAM[:1500]}, 12, 8, "toy@1", "sha256:toy")
@@ -220,6 +225,27 @@ def test_several_processes_do_not_try_again_alone(monkeypatch) -> None:
         training.train()
 
 
+@pytest.mark.parametrize(("gpu", "asked", "compiled"), [(True, None, True), (True, False, False), (False, None, False)])
+def test_blocks_are_compiled_on_a_gpu_unless_asked_not_to(monkeypatch, in_fp32, gpu, asked, compiled) -> None:
+    """Those of the network and of its average; the training takes the CPU for a GPU."""
+    made, real = [], accelerate.Accelerator
+
+    def on_the_cpu(**settings):
+        assert settings["cpu"] is not gpu
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        return real(**settings | {"cpu": True})
+
+    monkeypatch.setattr(accelerate, "Accelerator", on_the_cpu)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(gpu))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(torch, "compile", lambda call, **_: made.append(call.__self__))
+    training = trainer(config=CONFIG if asked is None else replace(CONFIG, compile=asked))
+    blocks = [*training.plain.blocks, *training.ema.blocks]
+    assert made == (blocks if compiled else [])
+
+
 def test_learning_rate_warms_up_and_decays() -> None:
     rates = [learning_rate(step, 100, 10, 1.0) for step in range(1, 101)]
     assert rates[0] == pytest.approx(0.1)
@@ -289,6 +315,15 @@ def test_every_kind_of_network_trains_in_dependency_order_and_is_not_trained_twi
     command.train_recipe(recipe, TEXT, tmp_path, announce=said.append)
     assert all("trained already" in line for line in said)
     assert len(said) == len(recipe.stage)
+
+
+def test_what_the_generalised_kl_trains_is_sampled_at_the_times_it_saw(tmp_path) -> None:
+    """1,023 steps of 1,024, by what the checkpoint says of itself; after cross entropy all of them."""
+    command.train_recipe(miniature(), TEXT, tmp_path, only=["dfm-uniform", "dfm-mask"])
+    for source, states in (("uniform", 1024), ("mask", 1023)):
+        params = {"checkpoint": str(tmp_path), "task": "toy", "vocab_size": 12, "source": source, "length": 8}
+        request = SampleRequest(Streams.of(0, "x", 1), 8, 1024, source=source, trace=True)
+        assert DFM.load(params, "cpu").sample(request).trace.shape[1] == states
 
 
 def test_a_stage_without_its_teacher_says_what_to_train(tmp_path) -> None:
