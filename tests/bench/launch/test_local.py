@@ -210,6 +210,7 @@ def test_settings_come_from_a_name_a_table_and_the_command_line(tmp_path: Path) 
         ({"jobs": "0"}, "at least 1"),
         ({"jobs": "many"}, "not a whole number"),
         ({"lease": "0.01"}, "at least 0.2 s"),
+        ({"lease": "1e300"}, "at most 31622400 s"),
     ]:
         with pytest.raises(UsageError, match=said):
             make_config(wrong)
