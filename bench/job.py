@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from tsdfm_bench import __version__
+from tsdfm_bench import __version__, console
 from tsdfm_bench.launch.leases import Leases
 from tsdfm_bench.launch.settings import DEFAULT_LEASE_S
 from tsdfm_bench.launch.work import SHARD_BATCHES
@@ -31,10 +30,6 @@ _READERS: Mapping[str, Callable[[Path], object]] = {
     ".npz": read_samples,
     ".parquet": read_arrow,
 }
-
-
-def _to_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -69,7 +64,7 @@ class Job:
     retry_failed: bool = False
     patient: bool = True
     name: str = ""
-    say: Callable[[str], None] = _to_stderr
+    say: Callable[[str], None] = console.say
 
     @cached_property
     def leases(self) -> Leases:
