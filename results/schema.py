@@ -255,7 +255,10 @@ def _read_csv(path: Path) -> pd.DataFrame:
 def _migrate(df: pd.DataFrame, path: Path) -> pd.DataFrame:
     if "schema_version" not in df.columns:
         raise SchemaError(f"{path} is not a summary: it has no column schema_version")
-    versions = sorted({int(v) for v in df["schema_version"].dropna()}) or [SCHEMA_VERSION]
+    try:
+        versions = sorted({int(v) for v in df["schema_version"].dropna()}) or [SCHEMA_VERSION]
+    except (ValueError, OverflowError) as error:
+        raise SchemaError(f"{path} is not a summary: its schema_version is no whole number ({error})") from error
     version = versions[0]
     if len(versions) > 1:
         raise SchemaError(f"{path} mixes schema versions {versions}: write each run's summary again")
