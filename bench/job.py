@@ -96,11 +96,10 @@ class Job:
         return str(done["refused"]) if done.get("refused") and done.get("version") == self.version(cell) else ""
 
     def _done(self, cell: Cell) -> dict[str, Any] | None:
-        path = self.folder.done_path(cell.id)
-        if not path.exists():
-            return None
         try:
-            return read_json(path)
+            return read_json(self.folder.done_path(cell.id))
+        except FileNotFoundError:
+            return None
         except CorruptFile as error:
             self.damaged(error)
             return None
@@ -154,11 +153,10 @@ class Job:
 
     def remembers_failure(self, cell: Cell) -> bool:
         """Whether the last try of a cell failed for a reason that still holds, so that it is not tried again."""
-        path = self.folder.failure_path(cell.id)
-        if self.retry_failed or cell.kind != "method" or not path.exists():
+        if self.retry_failed or cell.kind != "method":
             return False
-        with contextlib.suppress(CorruptFile):
-            return read_json(path).get("mark") == self.mark("methods", cell.method)
+        with contextlib.suppress(FileNotFoundError, CorruptFile):
+            return read_json(self.folder.failure_path(cell.id)).get("mark") == self.mark("methods", cell.method)
         return False
 
     # -------------------------------------------------------------------------------------------------- damage

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tsdfm_bench.results.arrays import read_table, write_table
-from tsdfm_bench.results.files import StoreError, write_bytes
+from tsdfm_bench.results.files import MissingFile, write_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -234,7 +234,7 @@ def read_summary(path: str | os.PathLike[str]) -> pd.DataFrame:
     if path.is_dir():
         path = path / "summary.parquet"
     if not path.exists():
-        raise StoreError(f"there is no summary at {path}: finish the run first.", path)
+        raise MissingFile(f"there is no summary at {path}: finish the run first.", path)
     df = _read_csv(path) if path.suffix == ".csv" else read_table(path)
     return validate(_migrate(df, path))
 
