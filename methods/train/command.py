@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,14 +158,12 @@ def examine_compass(
 def failures_of(
     compass: Stage, recipe: Recipe, text: TrainingText, folder: Path, judge: NamedJudge | None
 ) -> list[str]:
-    """Why a compass is not to be trusted: from its report, or from a new one where that is of other weights or tau."""
-    path = folder / compass.name / REPORT_FILE
-    if path.is_file():
-        report = json.loads(path.read_text(encoding="utf-8"))
+    """Why a compass is not to be trusted: from its report, or a new one (damaged, or of other weights or tau)."""
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        report = json.loads((folder / compass.name / REPORT_FILE).read_text(encoding="utf-8"))
         weights = report.get("weights", weights_hash(folder / compass.name))  # older reports do not say
-        if weights == weights_hash(folder / compass.name) and report.get("tau") == shaping_under(compass, recipe).tau:
-            found: list[str] = report["failures"]
-            return found
+        if weights == weights_hash(folder / compass.name) and report["tau"] == shaping_under(compass, recipe).tau:
+            return [str(reason) for reason in report["failures"]]
     return examine_compass(compass, recipe, text, folder, judge).failures
 
 
@@ -250,11 +249,11 @@ def train_stage(
     assert isinstance(network, PretrainedNetwork)
     if trainer.accelerator.is_main_process:
         about = about_weights(stage, recipe, text, result, folder)
-        network.save_pretrained(folder / stage.name, about, torch.bfloat16)
-        write_card(folder / stage.name)
         history = json.dumps(result.history, indent=1) + "\n"
-        (folder / stage.name / "history.json").write_text(history, encoding="utf-8")
+        replace_file(folder / stage.name / "history.json", lambda path: path.write_text(history, encoding="utf-8"))
         write_cost(stage, recipe, result, folder)
+        network.save_pretrained(folder / stage.name, about, torch.bfloat16)  # its last file marks the stage as trained
+        write_card(folder / stage.name)
         shutil.rmtree(state, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return folder / stage.name
