@@ -282,8 +282,15 @@ def train_recipe(
     report: Callable[[Progress], None] | None = None,
     announce: Callable[[str], None] = print,
     judge: NamedJudge | None = None,
+    alone: Callable[[str], AbstractContextManager[object]] = nullcontext,
 ) -> list[str]:
     """Train the stages asked for, in dependency order; what is already trained is skipped.
+
+    Args:
+        recipe, text, folder, report, judge: see `train_stage`.
+        only: names of stages; None = all.
+        announce: told what happens, a line a stage.
+        alone: makes the block in which a stage is trained, and keeps other processes from it.
 
     Returns:
         why stages were not trained; the others are not held up by them.
@@ -296,20 +303,24 @@ def train_recipe(
         if held := [need for need in stage.needs if need in refused]:
             refused[stage.name] = f"stage '{stage.name}' is not trained: it needs '{held[0]}'"
             continue
-        if stage.match:
-            announce(f"{stage.name}: '{stage.start_from}' at the temperature of equal entropy to '{stage.match}'")
-        elif stage.cost_of:
-            announce(f"{stage.name}: as many steps as cost what '{stage.cost_of}' cost")
-        else:
-            announce(f"{stage.name}: {recipe.training_of(stage).steps:,} steps")
-        try:
-            train_stage(stage, recipe, text, folder, report, judge)
-        except (CompassError, MatchError) as error:
-            refused[stage.name] = str(error)
-            continue
-        if stage.kind == "compass":
-            found = examine_compass(stage, recipe, text, folder, judge)
-            announce(f"{stage.name}: {found.summary()}")
-        write_records(recipe, folder)
+        with alone(stage.name):
+            if is_trained(stage, recipe, text, folder):  # by another process, which this one waited for
+                announce(f"{stage.name}: trained already")
+                continue
+            if stage.match:
+                announce(f"{stage.name}: '{stage.start_from}' at the temperature of equal entropy to '{stage.match}'")
+            elif stage.cost_of:
+                announce(f"{stage.name}: as many steps as cost what '{stage.cost_of}' cost")
+            else:
+                announce(f"{stage.name}: {recipe.training_of(stage).steps:,} steps")
+            try:
+                train_stage(stage, recipe, text, folder, report, judge)
+            except (CompassError, MatchError) as error:
+                refused[stage.name] = str(error)
+                continue
+            if stage.kind == "compass":
+                found = examine_compass(stage, recipe, text, folder, judge)
+                announce(f"{stage.name}: {found.summary()}")
+            write_records(recipe, folder)
     write_records(recipe, folder)
     return list(refused.values())

@@ -115,6 +115,7 @@ def test_a_large_cell_is_divided_over_workers_and_the_result_is_that_of_one_proc
     given += ("--scorers", "toy", "--metrics", "letters", "--samples", "280", "--batch-size", "4", "--threads", "1")
     assert here.cli("run", *given, "--out", "whole").exit_code == 0
     here.log_path.unlink()
+    (here.folder / "queue.py").write_text("raise ImportError('this is not the queue that was meant')\n")
     result = here.cli("run", *given, "--out", "out", "--launcher", "local", "--jobs", "2")
     assert result.exit_code == 0, result.stderr
     same(here.out, RunFolder(here.folder / "whole"))
