@@ -6,7 +6,6 @@ interrupted. Tables and JSON go to stdout, everything else to stderr.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Optional
@@ -14,6 +13,7 @@ from typing import Annotated, Any, NoReturn, Optional
 import typer
 
 from tsdfm_bench import __version__
+from tsdfm_bench.console import say
 from tsdfm_bench.errors import BenchError, UsageError
 
 app = typer.Typer(
@@ -239,19 +239,15 @@ def _leave(work: Callable[[], int]) -> NoReturn:
     try:
         code = work()
     except UsageError as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
         code = EXIT_WRONG_USE
     except (BenchError, StoreError) as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
         code = EXIT_FAILED
     except KeyboardInterrupt:
-        _say("interrupted")
+        say("interrupted")
         code = EXIT_INTERRUPTED
     raise typer.Exit(code)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

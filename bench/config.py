@@ -16,13 +16,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from tsdfm_bench.api import Draw, TopPRule
 from tsdfm_bench.errors import UsageError, nearest, unknown_name
-from tsdfm_bench.launch.settings import LauncherSettings, launcher_table
+from tsdfm_bench.launch.settings import LONGEST_S, LauncherSettings, launcher_table
 from tsdfm_bench.launch.slurm_settings import check_launcher, parse_option
 from tsdfm_bench.spec import Spec, spec_of, split_list, unique
 
 DEFAULT_METHODS = ("tsdfm", "fsdfm", "dfm", "mdlm", "sedd", "ar")
 DEFAULT_STEPS = (8, 64)
 DEFAULT_SAMPLES = 128
+LARGEST_SEED = 2**63 - 1  # what a column of a summary holds
 LAUNCHER_OPTIONS = {"jobs": "jobs", "lease": "lease_s"}  # typed -> key of the [launcher] table
 DEFAULT_SCORERS = ("char-rnn", "smollm2")
 
@@ -72,6 +73,13 @@ def _steps(value: object) -> int:
     return steps
 
 
+def _seed(value: object) -> int:
+    seed = _whole(value)
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"a root seed is a whole number from 0 to {LARGEST_SEED}, not {seed}")
+    return seed
+
+
 def _temperature(value: object) -> float:
     temperature = _real(value)
     if temperature < 0:
@@ -85,6 +93,8 @@ def _seconds(value: object) -> float | None:
     seconds = _real(value)
     if seconds <= 0:
         raise ValueError(f"a time limit is above 0 seconds, not {seconds:g}")
+    if seconds > LONGEST_S:
+        raise ValueError(f"a time limit is at most {LONGEST_S:.0f} seconds (a year), not {seconds:g}; leave it out")
     return seconds
 
 
@@ -172,7 +182,7 @@ class SweepConfig(BaseModel):
     trust_pickle: bool = False
     prefix: Annotated[str | None, BeforeValidator(lambda value: value if value is None else str(value))] = None
     infill: float | None = None
-    seed: Annotated[int, BeforeValidator(_whole)] = 0
+    seed: Annotated[int, BeforeValidator(_seed)] = 0
     launcher: Annotated[LauncherSettings, BeforeValidator(launcher_table), PlainSerializer(str)] = LauncherSettings()
     retry_failed: bool = False
     cell_timeout: Annotated[float | None, BeforeValidator(_seconds)] = None

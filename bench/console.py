@@ -27,6 +27,16 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
 
 
+def printable(text: str) -> str:
+    """The text with spaces for control characters and lone surrogates; line breaks stay."""
+    return text if text.isprintable() else "".join(ch if ch.isprintable() or ch == "\n" else " " for ch in text)
+
+
+def say(text: str) -> None:
+    """A line on stderr, as `printable`."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
 class Reporter:
     """Shows phases of work.
 
@@ -39,18 +49,20 @@ class Reporter:
     def __init__(
         self, console: Console | None = None, *, quiet: bool = False, line_every_s: float = LINE_EVERY_S
     ) -> None:
-        from rich.console import Console
+        from tsdfm_bench.terminal import Terminal
 
-        self.console = console or Console(stderr=True)
+        self.console = console or Terminal(stderr=True)
         self.quiet = quiet
         self.line_every_s = line_every_s
 
     def note(self, text: str, style: str = "") -> None:
         """One line of text, as it is."""
+        from rich.text import Text
+
         if self.console.is_terminal:
-            self.console.print(text, style=style, markup=False, highlight=False)
+            self.console.print(Text(printable(text), style=style))
         else:  # a log: never wrapped
-            print(text, file=self.console.file, flush=True)
+            print(printable(text), file=self.console.file, flush=True)
 
     @contextmanager
     def phase(self, name: str, work: float, count: int, unit: str) -> Iterator[Phase]:
@@ -185,7 +197,7 @@ def _bar(console: Console) -> Iterator[Progress]:
     from rich.table import Column
 
     columns = (
-        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
         BarColumn(bar_width=_BAR),
         TextColumn("{task.percentage:>3.0f}%"),
         TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True)),
@@ -234,8 +246,8 @@ def stdout_console(width: int | None = None) -> Console:
     """The console that tables are printed on; without a terminal and COLUMNS it is 120 wide."""
     from os import environ
 
-    from rich.console import Console
+    from tsdfm_bench.terminal import Terminal
 
     if width is None and not sys.stdout.isatty() and "COLUMNS" not in environ:
         width = 120
-    return Console(width=width)
+    return Terminal(width=width)

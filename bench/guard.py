@@ -100,11 +100,9 @@ def guarded(
 
 def read_notes(folder: RunFolder, cell: str) -> list[str]:
     """What was noted about a cell; empty if nothing was."""
-    path = folder.cell_folder(cell) / NOTES
-    with contextlib.suppress(CorruptFile):
-        if path.exists():
-            notes = read_json(path, checksum=False).get("notes")
-            return [str(note) for note in notes] if isinstance(notes, list) else []
+    with contextlib.suppress(FileNotFoundError, CorruptFile):
+        notes = read_json(folder.cell_folder(cell) / NOTES, checksum=False).get("notes")
+        return [str(note) for note in notes] if isinstance(notes, list) else []
     return []
 
 

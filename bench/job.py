@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from tsdfm_bench import __version__
+from tsdfm_bench import __version__, console
 from tsdfm_bench.launch.leases import Leases
 from tsdfm_bench.launch.settings import DEFAULT_LEASE_S
 from tsdfm_bench.launch.work import SHARD_BATCHES
@@ -31,10 +30,6 @@ _READERS: Mapping[str, Callable[[Path], object]] = {
     ".npz": read_samples,
     ".parquet": read_arrow,
 }
-
-
-def _to_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -69,7 +64,7 @@ class Job:
     retry_failed: bool = False
     patient: bool = True
     name: str = ""
-    say: Callable[[str], None] = _to_stderr
+    say: Callable[[str], None] = console.say
 
     @cached_property
     def leases(self) -> Leases:
@@ -101,11 +96,10 @@ class Job:
         return str(done["refused"]) if done.get("refused") and done.get("version") == self.version(cell) else ""
 
     def _done(self, cell: Cell) -> dict[str, Any] | None:
-        path = self.folder.done_path(cell.id)
-        if not path.exists():
-            return None
         try:
-            return read_json(path)
+            return read_json(self.folder.done_path(cell.id))
+        except FileNotFoundError:
+            return None
         except CorruptFile as error:
             self.damaged(error)
             return None
@@ -159,11 +153,10 @@ class Job:
 
     def remembers_failure(self, cell: Cell) -> bool:
         """Whether the last try of a cell failed for a reason that still holds, so that it is not tried again."""
-        path = self.folder.failure_path(cell.id)
-        if self.retry_failed or cell.kind != "method" or not path.exists():
+        if self.retry_failed or cell.kind != "method":
             return False
-        with contextlib.suppress(CorruptFile):
-            return read_json(path).get("mark") == self.mark("methods", cell.method)
+        with contextlib.suppress(FileNotFoundError, CorruptFile):
+            return read_json(self.folder.failure_path(cell.id)).get("mark") == self.mark("methods", cell.method)
         return False
 
     # -------------------------------------------------------------------------------------------------- damage

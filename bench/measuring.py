@@ -225,11 +225,10 @@ class Measurer:
         return self.folder.measurement_path(str(gauge.spec), cell.id)
 
     def _stored(self, cell: Cell, gauge: Gauge, key: str) -> list[dict[str, Any]] | None:
-        path = self._path(cell, gauge)
-        if not path.exists():
-            return None
         try:
-            content = read_json(path)
+            content = read_json(self._path(cell, gauge))
+        except FileNotFoundError:
+            return None
         except CorruptFile as error:
             self._damaged(error)
             return None

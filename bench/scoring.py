@@ -159,10 +159,10 @@ def _blamed(judge: Judge) -> Iterator[None]:
 
 def stored_scores(folder: RunFolder, judge: Judge, cell: str) -> tuple[ScoreBatch, ScorerInfo] | None:
     """Stored scores of a cell and the scorer that made them, or None if there are none of this scorer."""
-    path = folder.scores_path(judge.name, cell)
-    if not path.exists():
+    try:
+        scores = read_scores(folder.scores_path(judge.name, cell))
+    except FileNotFoundError:
         return None
-    scores = read_scores(path)
     if not _made_by(judge, scores.meta):
         return None
     units = [ids.astype(np.int64) for ids in scores.units]

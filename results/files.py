@@ -47,6 +47,10 @@ class StoreError(OSError):
         return (type(self), (self.message, self.path, self.errno))
 
 
+class MissingFile(StoreError, FileNotFoundError):
+    """There is no such file."""
+
+
 class CorruptFile(StoreError):
     """A stored file is truncated or altered: its checksum, CRC or structure is wrong."""
 
@@ -81,7 +85,8 @@ def _explain(error: OSError, action: str, path: Path) -> StoreError:
         why, remedy = "there is no such file or folder", "Check the path."
     else:
         why, remedy = error.strerror or str(error) or type(error).__name__, kept
-    return StoreError(f"cannot {action} {path}: {why}. {remedy}", path, error.errno)
+    kind = MissingFile if error.errno == errno.ENOENT else StoreError
+    return kind(f"cannot {action} {path}: {why}. {remedy}", path, error.errno)
 
 
 # ------------------------------------------------------------------------------------------------------- names

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tsdfm_bench.results.arrays import read_table, write_table
-from tsdfm_bench.results.files import StoreError, write_bytes
+from tsdfm_bench.results.files import MissingFile, write_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -234,7 +234,7 @@ def read_summary(path: str | os.PathLike[str]) -> pd.DataFrame:
     if path.is_dir():
         path = path / "summary.parquet"
     if not path.exists():
-        raise StoreError(f"there is no summary at {path}: finish the run first.", path)
+        raise MissingFile(f"there is no summary at {path}: finish the run first.", path)
     df = _read_csv(path) if path.suffix == ".csv" else read_table(path)
     return validate(_migrate(df, path))
 
@@ -255,7 +255,10 @@ def _read_csv(path: Path) -> pd.DataFrame:
 def _migrate(df: pd.DataFrame, path: Path) -> pd.DataFrame:
     if "schema_version" not in df.columns:
         raise SchemaError(f"{path} is not a summary: it has no column schema_version")
-    versions = sorted({int(v) for v in df["schema_version"].dropna()}) or [SCHEMA_VERSION]
+    try:
+        versions = sorted({int(v) for v in df["schema_version"].dropna()}) or [SCHEMA_VERSION]
+    except (ValueError, OverflowError) as error:
+        raise SchemaError(f"{path} is not a summary: its schema_version is no whole number ({error})") from error
     version = versions[0]
     if len(versions) > 1:
         raise SchemaError(f"{path} mixes schema versions {versions}: write each run's summary again")

@@ -437,6 +437,8 @@ class RunFolder:
             try:
                 read(path)
                 return ""
+            except FileNotFoundError:  # another process moved it
+                return ""
             except CorruptFile:
                 pass
         try:

@@ -78,6 +78,7 @@ _RC: dict[RcKeyType, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 6.5,
     "text.color": INK,
+    "text.parse_math": False,  # a "$" in a label is a dollar sign
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "pdf.fonttype": 42,

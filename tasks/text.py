@@ -14,6 +14,7 @@ paragraph stands in two splits. A document's tokens are followed by the end-of-t
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import tempfile
 import zipfile
@@ -153,7 +154,7 @@ def _read_stream(path: Path) -> np.ndarray | None:
     try:
         with np.load(path, allow_pickle=False) as file:  # a zip archive: its checksums are verified while reading
             return file["tokens"].astype(np.int64)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):  # none, or a damaged one: it is made again
         return None
 
 
@@ -162,6 +163,8 @@ def _keep_stream(path: Path, stream: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
             np.savez(file, tokens=stream.astype(np.uint16))
+            file.flush()
+            os.fsync(file.fileno())
         Path(file.name).replace(path)
     except OSError:  # a cache that cannot be written costs seconds, not the run
         return

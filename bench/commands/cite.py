@@ -15,6 +15,7 @@ from typing import Any
 
 from tsdfm_bench import __version__
 from tsdfm_bench.commands.folders import run_folder
+from tsdfm_bench.console import printable
 from tsdfm_bench.errors import BenchError
 from tsdfm_bench.registry import Registry, one_line
 from tsdfm_bench.spec import parse_spec, split_list
@@ -91,7 +92,7 @@ def cite_command(folder: Path | None, methods: str | None, plugins: Sequence[Pat
     if as_json:
         print(json.dumps([{**asdict(source), "bibtex": source.bibtex} for source in sources], indent=2))
     else:
-        print("\n\n".join(source.bibtex for source in sources))
+        print(printable("\n\n".join(source.bibtex for source in sources)))
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tsdfm_bench.conformance import Report, Result, Target, conform
 from tsdfm_bench.conformance.catalogue import select
-from tsdfm_bench.console import stdout_console
+from tsdfm_bench.console import say, stdout_console
 from tsdfm_bench.errors import PluginError, UsageError
 from tsdfm_bench.registry import Registry
 from tsdfm_bench.spec import parse_spec, split_list
@@ -103,13 +103,15 @@ def _absolute(text: str | None) -> str:
 def _progress(name: str) -> Iterator[Callable[[str], None] | None]:
     """What is being checked, on a terminal."""
     if not sys.stderr.isatty():
-        print(f"conform: testing {name} ...", file=sys.stderr, flush=True)
+        say(f"conform: testing {name} ...")
         yield None
         return
-    from rich.console import Console
+    from rich.text import Text
 
-    with Console(stderr=True).status(f"testing {name}") as status:
-        yield lambda what: status.update(f"testing {name}: {what}")
+    from tsdfm_bench.terminal import Terminal
+
+    with Terminal(stderr=True).status(Text(f"testing {name}")) as status:
+        yield lambda what: status.update(Text(f"testing {name}: {what}"))
 
 
 def _print(report: Report, seconds: float) -> None:

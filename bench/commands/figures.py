@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tsdfm_bench.console import stdout_console
+from tsdfm_bench.console import say, stdout_console
 from tsdfm_bench.errors import BenchError, PluginError, StorageError
 from tsdfm_bench.registry import Registry, one_line
 from tsdfm_bench.results.store import RECORDED
@@ -49,7 +48,7 @@ def figures_command(
     except (SchemaError, MixedEvidence) as error:
         raise StorageError(str(error)) from error
     for problem in evidence.problems:
-        print(f"note: {problem}", file=sys.stderr)
+        say(f"note: {problem}")
     reports = [report for name in wanted for report in _work(registry, name, evidence, folder, listed)]
     if as_json:
         print(json.dumps({"folder": str(folder), "figures": reports}, indent=2, ensure_ascii=False))

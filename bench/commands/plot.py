@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsdfm_bench.commands.folders import run_folder
+from tsdfm_bench.console import say, stdout_console
 from tsdfm_bench.errors import StorageError, UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -81,15 +81,13 @@ def plot_command(
         for _, drawing, paths in reports:
             _say(drawing, paths)
         for kind, reason in missing.items():
-            print(f"{kind}: not drawn; {reason}", file=sys.stderr)
+            say(f"{kind}: not drawn; {reason}")
     return 0 if reports else 1
 
 
 def _say(drawing: Drawing, paths: list[Path]) -> None:
     from rich.padding import Padding
     from rich.text import Text
-
-    from tsdfm_bench.console import stdout_console
 
     console = stdout_console()
     cells = len({row["cell"] for row in drawing.rows})

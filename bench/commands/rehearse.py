@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from tsdfm_bench.console import Reporter
+from tsdfm_bench.console import Reporter, stdout_console
 from tsdfm_bench.registry import Registry
 from tsdfm_bench.spec import parse_spec
 
@@ -46,7 +46,6 @@ def rehearse_command(recipe: Recipe, stages: list[str] | None, as_json: bool) ->
 
 
 def _print(results: list[Rehearsal]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -66,9 +65,9 @@ def _print(results: list[Rehearsal]) -> None:
             f"{r.memory_bytes / 1e9:.1f} GB",
             f"{r.loss:.4g}",
         )
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120)
+    console = stdout_console()
     console.print(table)
-    console.print(NOTE, style="dim", markup=False, highlight=False)
+    console.print(NOTE, style="dim", highlight=False)
 
 
 def _short(number: float) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 
 from tsdfm_bench import __version__, provenance
 from tsdfm_bench.commands.folders import run_folder
-from tsdfm_bench.console import stdout_console
+from tsdfm_bench.console import say, stdout_console
 from tsdfm_bench.errors import BenchError, StorageError
 from tsdfm_bench.registry import Registry
 from tsdfm_bench.results.store import CorruptFile, RunFolder, StoreError, read_json, read_samples, write_text
@@ -72,7 +71,7 @@ def report_command(asked: Asked) -> int:
         print(json.dumps(content, indent=2, ensure_ascii=False))
     else:
         for note in notes:
-            print(f"note: {note}", file=sys.stderr)
+            say(f"note: {note}")
         stdout_console().print(f"Report: {target}  ({size / 1e6:.2f} MB)", highlight=False, soft_wrap=True)
     return 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from tsdfm_bench.commands.folders import RUNS
 from tsdfm_bench.console import Phase, Reporter
 from tsdfm_bench.errors import UsageError
+from tsdfm_bench.launch.leases import LeaseLost
 from tsdfm_bench.launch.settings import LauncherSettings, launcher_settings
+from tsdfm_bench.launch.several import LEASED
 from tsdfm_bench.launch.slurm_settings import check_launcher, parse_option
-from tsdfm_bench.launch.training import leave_progress
+from tsdfm_bench.launch.training import Alone, StageBusy, leave_progress
 from tsdfm_bench.provenance import available_threads, command_line
 from tsdfm_bench.registry import Registry
 from tsdfm_bench.spec import parse_spec, split_list
@@ -97,6 +100,8 @@ def train_command(
     if minutes is not None:  # little is lost when the time is over
         recipe = recipe.model_copy(update={"training": {**recipe.training, "save_every_s": SAVE_EVERY_S}})
     folder = out or RUNS / f"train-{Path(scale).stem}"
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--out {folder} is a file: give a folder for the checkpoints")
     if report:
         from tsdfm_bench.commands.train_report import report_command
 
@@ -119,10 +124,14 @@ def train_command(
             "text with --task if that is meant"
         )
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    display = _Display(reporter, deadline, folder if processes > 1 and rank == 0 else None)
+    held = rank > 0 or LEASED in os.environ  # by the first process, or by who has started this one
+    alone = None if held else Alone(folder, settings.lease_s, reporter)
+    display = _Display(reporter, deadline, alone, folder if processes > 1 and rank == 0 else None)
     try:
         judge = find_judge(loaded, recipe, folder, registry)
-        refused = train_recipe(recipe, text, folder, stages, display.report, display.announce, judge)
+        refused = train_recipe(
+            recipe, text, folder, stages, display.report, display.announce, judge, alone or nullcontext
+        )
     except _TimeIsUp:
         display.close()
         reporter.note(f"The time is over; what was trained is kept in {folder}. Go on with:\n  {command_line()}")
@@ -131,7 +140,7 @@ def train_command(
         display.close()
         reporter.note(_interrupted(folder))
         return INTERRUPTED
-    except (FloatingPointError, MemoryError) as error:
+    except (FloatingPointError, MemoryError, LeaseLost, StageBusy) as error:
         display.close()
         reporter.note(f"error: {error}", style="red")
         return 1
@@ -213,8 +222,8 @@ def _reasons(results: list[dict[str, Any]]) -> dict[str, list[str]]:
 class _Display:
     """One phase per stage; in `folder` progress is left for who has started several processes."""
 
-    def __init__(self, reporter: Reporter, deadline: float | None, folder: Path | None) -> None:
-        self.reporter, self.deadline, self.folder = reporter, deadline, folder
+    def __init__(self, reporter: Reporter, deadline: float | None, alone: Alone | None, folder: Path | None) -> None:
+        self.reporter, self.deadline, self.alone, self.folder = reporter, deadline, alone, folder
         self.name = ""
         self.phase: Phase | None = None
         self.leave: Callable[[], object] = lambda: None
@@ -228,6 +237,8 @@ class _Display:
 
     def report(self, progress: Progress) -> None:
         """Some steps, or a validation, are done."""
+        if self.alone is not None:
+            self.alone.check(progress)
         if self.phase is None or progress.name != self.name:
             self.close()
             context = self.reporter.phase(progress.name, progress.steps, progress.steps, "steps")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tsdfm_bench.console import stdout_console
 from tsdfm_bench.errors import UsageError
 from tsdfm_bench.spec import parse_spec
 
@@ -84,10 +85,9 @@ def _plain(value: Any) -> Any:
 
 
 def _print(name: str, report: CompassReport) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120)
+    console = stdout_console()
     table = Table(title=name, title_justify="left", box=None, pad_edge=False, header_style="bold")
     table.add_column("time", no_wrap=True)
     for column in ("pairs", "AUC", "changed positions", "repeated tokens"):
@@ -120,7 +120,7 @@ def _print(name: str, report: CompassReport) -> None:
         ]
     lines += [f"Failed: {reason}." for reason in report.failures] or ["It passed its checks."]
     for line in lines:
-        console.print(line, markup=False, highlight=False)
+        console.print(line, highlight=False)
     console.print()
 
 

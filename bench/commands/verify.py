@@ -7,13 +7,12 @@ contradicted. "Not separable" and "not testable" never fail, since they say that
 from __future__ import annotations
 
 import json
-import sys
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsdfm_bench.commands.folders import run_folder
-from tsdfm_bench.console import stdout_console
+from tsdfm_bench.console import say, stdout_console
 from tsdfm_bench.errors import StorageError, UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def verify_command(
     except (SchemaError, MixedEvidence) as error:
         raise StorageError(str(error)) from error
     for problem in evidence.problems:
-        print(f"note: {problem}", file=sys.stderr)
+        say(f"note: {problem}")
     verdicts = verify(evidence, read, wanted)
     content = verdicts_json(verdicts, read.title, read.citation, claims.name if claims is not None else "claims.toml")
     if wanted is None:
@@ -113,7 +112,7 @@ def _keep(root: Path, content: dict[str, Any]) -> None:
     try:
         write_json(run.verdicts_path, content)
     except StoreError as error:
-        print(f"note: the verdicts are not kept: {error}", file=sys.stderr)
+        say(f"note: the verdicts are not kept: {error}")
 
 
 def _print(verdicts: list[Verdict], title: str) -> None:

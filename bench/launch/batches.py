@@ -62,13 +62,13 @@ def describe(job: Job, cell: Cell) -> None:
     """Write cell.json unless it already says this."""
     about = {"batches": job.batches, "batch_size": job.batch_size}
     content = {**cell.identity(), "id": cell.id, "label": cell.label, **about}
-    path = job.folder.cell_path(cell.id)
-    if path.exists():
-        try:
-            if read_json(path) == content:
-                return
-        except CorruptFile as error:
-            job.damaged(error)
+    try:
+        if read_json(job.folder.cell_path(cell.id)) == content:
+            return
+    except FileNotFoundError:
+        pass
+    except CorruptFile as error:
+        job.damaged(error)
     job.folder.write_cell(cell.id, content)
 
 

@@ -80,6 +80,6 @@ def record_score_failure(job: Job, scorer: str, name: str, cell: str, error: Bas
 def read_failure(path: Path) -> Mapping[str, Any]:
     """A remembered failure of a scorer; {} if there is none."""
     try:
-        return read_json(path) if path.exists() else {}
-    except CorruptFile:
+        return read_json(path)
+    except (FileNotFoundError, CorruptFile):
         return {}

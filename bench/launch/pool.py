@@ -157,7 +157,8 @@ class Pool:
         place.output = place.log.open("ab")
         place.starts += 1
         place.process = subprocess.Popen(
-            [sys.executable, "-m", "tsdfm_bench.launch.worker", "--serve"],
+            # -P: nothing in the working folder shadows a module
+            [sys.executable, "-P", "-m", "tsdfm_bench.launch.worker", "--serve"],
             stdin=subprocess.PIPE,
             stdout=place.output,
             stderr=subprocess.STDOUT,

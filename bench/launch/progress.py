@@ -19,7 +19,6 @@ import contextlib
 import json
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tsdfm_bench.console import Phase, Reporter
+from tsdfm_bench.console import Phase, Reporter, say
 from tsdfm_bench.launch.work import progress_path
 from tsdfm_bench.results.files import write_json
 
@@ -52,7 +51,7 @@ class FileReporter(Reporter):
     def note(self, text: str, style: str = "") -> None:
         """One line of text."""
         self.notes.append(text)
-        print(text, file=sys.stderr, flush=True)
+        say(text)
         self._write("running", force=True)
 
     @contextmanager

@@ -23,6 +23,7 @@ from tsdfm_bench.launch import LAUNCHERS
 
 DEFAULT_LEASE_S = 60.0
 SHORTEST_LEASE_S = 0.2
+LONGEST_S = 366 * 86400.0  # of a lease or a time limit; what timers cannot count begins above it
 
 
 def _launcher(value: object) -> str:
@@ -50,6 +51,8 @@ def _lease(value: object) -> float:
         raise ValueError(f"lease: {value!r} is not a number of seconds") from None
     if not (math.isfinite(seconds) and seconds >= SHORTEST_LEASE_S):
         raise ValueError(f"lease: at least {SHORTEST_LEASE_S} s are needed, not {value}")
+    if seconds > LONGEST_S:
+        raise ValueError(f"lease: at most {LONGEST_S:.0f} s (a year) are possible, not {value}")
     return seconds
 
 

@@ -27,6 +27,7 @@ POLITE_S = 20.0
 LOOK_S = 0.2
 SIGNAL_S = 1.0
 HERE = "127.0.0.1"
+LEASED = "TSDFM_BENCH_LEASED"  # set for processes whose starter holds the lease of what they train
 
 
 class ProcessesFailed(BenchError):
@@ -174,7 +175,12 @@ def _free_port() -> int:
 def _run(work: Work, command: list[str], check: Callable[[], None]) -> None:
     """Run torchrun. Whatever ends this process ends it: politely, so that it ends its own."""
     threads = str(threads_of(work))
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": threads})  # accelerate heeds only this
+    settings = {
+        "OMP_NUM_THREADS": threads,  # accelerate heeds only this
+        "PYTHONSAFEPATH": "1",  # nothing in the working folder shadows a module
+        LEASED: "1",
+    }
+    process = subprocess.Popen(command, env={**os.environ, **settings})
     try:
         while process.poll() is None:
             check()

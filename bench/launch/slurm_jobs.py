@@ -15,7 +15,9 @@ import contextlib
 import io
 import os
 import secrets
+import shlex
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -241,7 +243,8 @@ def _sbatch(folder: Path, errands: Sequence[Errand], parameters: Mapping[str, An
         given |= {"ntasks_per_node": 1, "srun_args": [*parameters.get("srun_args", ()), "--kill-on-bad-exit=1"]}
     with _clean_environment(), contextlib.redirect_stderr(io.StringIO()):  # the error says the same
         try:
-            executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=REQUEUES)
+            python = f"{shlex.quote(sys.executable)} -P"  # nothing in the working folder shadows a module
+            executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=REQUEUES, python=python)
             executor.update_parameters(**given)
             with executor.batch():
                 jobs = [executor.submit(errand) for errand in errands]

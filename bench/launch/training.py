@@ -12,12 +12,12 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tsdfm_bench.errors import CompassError
+from tsdfm_bench.errors import BenchError, CompassError
 from tsdfm_bench.launch.leases import Holder, Lease, Leases, workers
 from tsdfm_bench.launch.settings import DEFAULT_LEASE_S
 from tsdfm_bench.launch.several import ProcessesFailed, dismiss, follow, lead, processes_of
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 CHECKPOINT = "config.json"
 STATE, STATE_FILE = ".state", "state.safetensors"  # of a training that is not done
 PROGRESS_FILE = "progress.json"  # beside it, of one on several processes
+
+
+class StageBusy(BenchError):
+    """Another process trains a stage."""
 
 
 class TrainFolder(RunFolder):
@@ -128,16 +132,10 @@ def train_stage_of(work: Work, reporter: Reporter) -> dict[str, Any]:
     stage = str(work.stage["stage"])
     folder = Path(work.folder)
     leases = Leases(TrainFolder(folder).leases_folder, float(work.settings.get("lease_s", DEFAULT_LEASE_S)))
-    name = f"train-{stage}"
-    lease = leases.take(name, doing=work.title, job=work.name)
-    while isinstance(lease, Holder):
-        if leases.alive(lease):
-            dismiss(work)
-            return {"state": "busy", "units": 1, "done": 0, "busy": [name]}
-        leases_wait(leases)
-        lease = leases.take(name, doing=work.title, job=work.name)
-    if lease.taken_over is not None:
-        reporter.note(f"Took over the training of {stage} from {lease.taken_over}; it goes on from its saved state.")
+    lease = take_stage(leases, stage, reporter)
+    if isinstance(lease, Holder):
+        dismiss(work)
+        return {"state": "busy", "units": 1, "done": 0, "busy": [lease.unit]}
     try:
         with lease:
             if processes_of(work) > 1 or int(work.resources.get("nodes", 1)) > 1:
@@ -149,6 +147,64 @@ def train_stage_of(work: Work, reporter: Reporter) -> dict[str, Any]:
     finally:
         leases.close()
     return {"state": "done", "units": 1, "done": 1}
+
+
+def take_stage(leases: Leases, stage: str, reporter: Reporter) -> Lease | Holder:
+    """Take a stage, waiting until a silent holder is known to be dead; the holder if it is alive.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    name = f"train-{stage}"
+    while isinstance(lease := leases.take(name, doing=f"train {stage}", job=name), Holder):
+        if leases.alive(lease):
+            return lease
+        leases_wait(leases)
+    if lease.taken_over is not None:
+        reporter.note(f"Took over the training of {stage} from {lease.taken_over}; it goes on from its saved state.")
+    return lease
+
+
+class Alone:
+    """Keeps other processes from the stages that this one trains.
+
+    Args:
+        folder: of the checkpoints.
+        lease_s: see `Leases`.
+        reporter: tells a person what happens.
+    """
+
+    def __init__(self, folder: Path, lease_s: float, reporter: Reporter) -> None:
+        self.folder, self.reporter = folder, reporter
+        self.leases = Leases(TrainFolder(folder).leases_folder, lease_s)
+        self.lease: Lease | None = None
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Hold the lease of a stage.
+
+        Raises:
+            StageBusy: another process has it.
+        """
+        lease = take_stage(self.leases, stage, self.reporter)
+        if isinstance(lease, Holder):
+            raise StageBusy(
+                f"another process trains '{stage}' in {self.folder}: {lease}. Wait until it has ended, or choose "
+                "another folder with --out"
+            )
+        try:
+            with lease:
+                self.lease = lease
+                yield
+        finally:
+            self.lease = None
+            self.leases.close()
+
+    def check(self, progress: Progress) -> None:
+        """Show how far the stage is; `LeaseLost` if another process has taken over."""
+        if self.lease is not None:
+            self.lease.tell(done=progress.step, of=progress.steps)
+            self.lease.check()
 
 
 def follow_stage_of(work: Work) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,14 +158,12 @@ def examine_compass(
 def failures_of(
     compass: Stage, recipe: Recipe, text: TrainingText, folder: Path, judge: NamedJudge | None
 ) -> list[str]:
-    """Why a compass is not to be trusted: from its report, or from a new one where that is of other weights or tau."""
-    path = folder / compass.name / REPORT_FILE
-    if path.is_file():
-        report = json.loads(path.read_text(encoding="utf-8"))
+    """Why a compass is not to be trusted: from its report, or a new one (damaged, or of other weights or tau)."""
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        report = json.loads((folder / compass.name / REPORT_FILE).read_text(encoding="utf-8"))
         weights = report.get("weights", weights_hash(folder / compass.name))  # older reports do not say
-        if weights == weights_hash(folder / compass.name) and report.get("tau") == shaping_under(compass, recipe).tau:
-            found: list[str] = report["failures"]
-            return found
+        if weights == weights_hash(folder / compass.name) and report["tau"] == shaping_under(compass, recipe).tau:
+            return [str(reason) for reason in report["failures"]]
     return examine_compass(compass, recipe, text, folder, judge).failures
 
 
@@ -250,11 +249,11 @@ def train_stage(
     assert isinstance(network, PretrainedNetwork)
     if trainer.accelerator.is_main_process:
         about = about_weights(stage, recipe, text, result, folder)
-        network.save_pretrained(folder / stage.name, about, torch.bfloat16)
-        write_card(folder / stage.name)
         history = json.dumps(result.history, indent=1) + "\n"
-        (folder / stage.name / "history.json").write_text(history, encoding="utf-8")
+        replace_file(folder / stage.name / "history.json", lambda path: path.write_text(history, encoding="utf-8"))
         write_cost(stage, recipe, result, folder)
+        network.save_pretrained(folder / stage.name, about, torch.bfloat16)  # its last file marks the stage as trained
+        write_card(folder / stage.name)
         shutil.rmtree(state, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return folder / stage.name
@@ -283,8 +282,15 @@ def train_recipe(
     report: Callable[[Progress], None] | None = None,
     announce: Callable[[str], None] = print,
     judge: NamedJudge | None = None,
+    alone: Callable[[str], AbstractContextManager[object]] = nullcontext,
 ) -> list[str]:
     """Train the stages asked for, in dependency order; what is already trained is skipped.
+
+    Args:
+        recipe, text, folder, report, judge: see `train_stage`.
+        only: names of stages; None = all.
+        announce: told what happens, a line a stage.
+        alone: makes the block in which a stage is trained, and keeps other processes from it.
 
     Returns:
         why stages were not trained; the others are not held up by them.
@@ -297,20 +303,24 @@ def train_recipe(
         if held := [need for need in stage.needs if need in refused]:
             refused[stage.name] = f"stage '{stage.name}' is not trained: it needs '{held[0]}'"
             continue
-        if stage.match:
-            announce(f"{stage.name}: '{stage.start_from}' at the temperature of equal entropy to '{stage.match}'")
-        elif stage.cost_of:
-            announce(f"{stage.name}: as many steps as cost what '{stage.cost_of}' cost")
-        else:
-            announce(f"{stage.name}: {recipe.training_of(stage).steps:,} steps")
-        try:
-            train_stage(stage, recipe, text, folder, report, judge)
-        except (CompassError, MatchError) as error:
-            refused[stage.name] = str(error)
-            continue
-        if stage.kind == "compass":
-            found = examine_compass(stage, recipe, text, folder, judge)
-            announce(f"{stage.name}: {found.summary()}")
-        write_records(recipe, folder)
+        with alone(stage.name):
+            if is_trained(stage, recipe, text, folder):  # by another process, which this one waited for
+                announce(f"{stage.name}: trained already")
+                continue
+            if stage.match:
+                announce(f"{stage.name}: '{stage.start_from}' at the temperature of equal entropy to '{stage.match}'")
+            elif stage.cost_of:
+                announce(f"{stage.name}: as many steps as cost what '{stage.cost_of}' cost")
+            else:
+                announce(f"{stage.name}: {recipe.training_of(stage).steps:,} steps")
+            try:
+                train_stage(stage, recipe, text, folder, report, judge)
+            except (CompassError, MatchError) as error:
+                refused[stage.name] = str(error)
+                continue
+            if stage.kind == "compass":
+                found = examine_compass(stage, recipe, text, folder, judge)
+                announce(f"{stage.name}: {found.summary()}")
+            write_records(recipe, folder)
     write_records(recipe, folder)
     return list(refused.values())

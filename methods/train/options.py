@@ -52,7 +52,6 @@ def choice(values: Collection[str]) -> Any:
 
 
 SWITCH = Annotated[bool, Field(description="true or false")]
-ANY_WHOLE = Annotated[int, Field(description="a whole number")]
 
 
 def _of(what: Any, allowed: Mapping[str, Any], without: Collection[str] = (), **more: Any) -> type[Table]:
@@ -93,7 +92,7 @@ TRAINING = _of(
         "weight_decay": number(0),
         "clip": number(0, without_low=True),
         "ema": _BELOW_ONE,
-        "seed": ANY_WHOLE,
+        "seed": whole(0, 2**63 - 1),
         "validate_every": whole(1),
         "save_every_s": number(0),
         "micro_batch": whole(0),

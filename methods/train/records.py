@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +119,7 @@ def _write_records(recipe: Recipe, folder: Path) -> None:
         )
         if stage.control == "unshaped":
             variants += _reranked(variants[-1], found)
-        path = folder / stage.name / COST_FILE
-        if path.is_file():
-            cost = json.loads(path.read_text(encoding="utf-8"))
+        if cost := _cost(folder / stage.name / COST_FILE):
             named = {"name": stage.name, "method": stage.kind, "scale": recipe.scale, "source": stage.source}
             named["weights"] = weights
             costs.append({**named, "settings": settings, **cost})
@@ -128,6 +127,17 @@ def _write_records(recipe: Recipe, folder: Path) -> None:
         _write(folder / VARIANTS_FILE, {"format": 1, "variants": variants})
     if costs:
         _write(folder / COSTS_FILE, {"format": 1, "costs": costs})
+
+
+def _cost(path: Path) -> dict[str, Any]:
+    """What `write_cost` left; {} where it left nothing, or a file that is damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        warnings.warn(f"{path} is damaged ({error}); {COSTS_FILE} does without it", stacklevel=2)
+        return {}
 
 
 def _reranked(student: dict[str, Any], weights: checkpoints.Checkpoint) -> list[dict[str, Any]]:

@@ -134,9 +134,9 @@ def check_hardware() -> None:
         warnings.warn(f"{kinds[0]} does not compute in bf16: training runs in fp32, several times slower", stacklevel=2)
 
 
-def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """Hexadecimal sha256 of names and contents of tensors on the CPU."""
-    digest = hashlib.sha256()
+def digest_of(tensors: Mapping[str, Tensor], about: str = "") -> str:
+    """Hexadecimal sha256 of a text and of names and contents of tensors on the CPU."""
+    digest = hashlib.sha256(about.encode())
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
@@ -251,7 +251,8 @@ class Trainer:
             "recipe": self._recipe(),
         }
         ready = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-        metadata = {"about": json.dumps(about), "sha256": digest_of(ready)}
+        text = json.dumps(about)
+        metadata = {"about": text, "digest": digest_of(ready, text)}
         replace_file(self.folder / STATE_FILE, lambda path: save_file(ready, str(path), metadata))
 
     def _recipe(self) -> str:
@@ -277,8 +278,10 @@ class Trainer:
                 metadata = handle.metadata()
                 about = json.loads(metadata["about"])
                 tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 - not a mapping
-            if metadata.get("sha256") != digest_of(tensors):
-                raise ValueError("its tensors are not those that were saved")
+            whole = "digest" in metadata  # older states have a sha256, of the tensors alone
+            stated, text = (metadata["digest"], metadata["about"]) if whole else (metadata["sha256"], "")
+            if stated != digest_of(tensors, text):
+                raise ValueError("its content is not what was saved")
             if not all_finite(t for key, t in tensors.items() if key.startswith(("network.", "ema."))):
                 raise ValueError("its weights are not finite")
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -132,3 +133,14 @@ def test_generators_are_cited_by_name() -> None:
     assert [entry["uses"] for entry in said] == [["harness"], ["method tsdfm"], ["method sedd"]]
     assert "2605.07924" in said[1]["bibtex"]
     assert cli("cite", "--methods", "tsdmf").exit_code == 2
+
+
+def test_a_run_without_a_summary_is_cited_without_its_scorers(exact, tmp_path) -> None:
+    """It is not finished yet, or was interrupted."""
+    shutil.copytree(exact.root, tmp_path / "begun")
+    (tmp_path / "begun" / "summary.parquet").unlink()
+    result = cli("cite", tmp_path / "begun")
+    assert result.exit_code == 0, result.stderr
+    whole = cli("cite", exact.root).stdout
+    assert result.stdout
+    assert whole.startswith(result.stdout.rstrip())

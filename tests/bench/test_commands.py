@@ -70,6 +70,18 @@ def test_status_counts_states(here: Here) -> None:
     assert "5 done" in shown.stdout
 
 
+def test_a_folder_may_be_called_anything(here: Here) -> None:
+    """Nothing in a path is markup or the name of an emoji."""
+    name = "x[/b]/dfm[solver=exact]:dog:"
+    ran = here.run(out=name, samples="8")
+    assert ran.exit_code == 0, ran.stderr
+    assert f"Results: {name}  (summary.csv" in ran.stdout
+    state = here.cli("status", name).stdout
+    assert state.startswith(name)
+    assert f"tables/ in {name}" in state
+    assert f"folder     {name}\n" in here.cli(*here.arguments("plan", out=name, samples="8")).stdout
+
+
 def test_the_newest_run_is_meant_if_none_is_named(here: Here) -> None:
     nothing = here.cli("status")
     assert nothing.exit_code == 2

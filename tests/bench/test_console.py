@@ -7,8 +7,9 @@ import io
 import pytest
 from rich.console import Console
 
-from tsdfm_bench.console import Phase, Reporter, duration
+from tsdfm_bench.console import Phase, Reporter, duration, say
 from tsdfm_bench.console import time as console_time
+from tsdfm_bench.terminal import Terminal
 
 
 @pytest.fixture
@@ -81,3 +82,35 @@ def _plain(line: str) -> str:
     from rich.text import Text
 
     return Text.from_ansi(line).plain
+
+
+EVIL = "runs/dfm[solver=exact][/b]:dog:\x1b[2J\x1b]0;owned\x07\x9b31m\udc80end"
+SHOWN = "runs/dfm[solver=exact][/b]:dog: [2J ]0;owned"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_others_wrote_is_shown_and_does_nothing(terminal: bool) -> None:
+    """No markup, no emoji, no control character of a path or an error reaches a line, a cell, a title or a bar."""
+    from rich.table import Table
+
+    out = io.StringIO()
+    console = Terminal(file=out, force_terminal=terminal, width=120, color_system=None)
+    table = Table("cell", title=EVIL)
+    table.add_row(EVIL)
+    console.print(table)
+    console.print(f"Results: {EVIL}", soft_wrap=True)
+    reporter = Reporter(console)
+    reporter.note(f"failed: {EVIL}\nnext line")
+    with reporter.phase(EVIL[:28], 1, 1, "seq") as phase:
+        phase.doing(EVIL)
+        phase.advance(1, 1)
+    text = _plain(out.getvalue())
+    assert text.count(SHOWN) >= 4
+    assert "end" in text
+    assert "\nnext line" in text
+    assert not [ch for ch in text if not ch.isprintable() and ch not in "\r\n"]
+
+
+def test_an_error_message_is_printable(capsys: pytest.CaptureFixture[str]) -> None:
+    say(f"error: {EVIL}")
+    assert capsys.readouterr().err == f"error: {SHOWN}  31m end\n"

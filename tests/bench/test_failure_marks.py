@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tsdfm_bench.job import Job
+from tsdfm_bench.launch.failures import read_failure, score_failure_path
 from tsdfm_bench.registry import Entry
+from tsdfm_bench.results.store import CorruptFile, RunFolder, read_json
 
 
 def mark(entry: Entry) -> str:
@@ -64,3 +67,18 @@ def test_a_changed_file_is_tried_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["no_such_module_at_all:Mine", "", "a/b:c"])
 def test_code_that_cannot_be_found_is_no_error(target: str) -> None:
     assert mark(installed(target)) == mark(installed(target))
+
+
+def test_what_another_process_deletes_between_two_looks_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "exists", lambda path: True)  # the first look
+    entry = installed("marked_module:Mine")
+    asked = SimpleNamespace(entry=lambda kind, name: entry)
+    job = Job(RunFolder(tmp_path), asked, None, 1, 1, "cpu", 1)  # type: ignore[arg-type]
+    cell: Any = SimpleNamespace(id="abcd", kind="method", method="mine")
+    assert not job.remembers_failure(cell)
+    assert job.refusal(cell) == ""
+    assert read_failure(score_failure_path(job.folder, "toy", cell.id)) == {}
+    damage = CorruptFile.of(tmp_path / "lost.json", "cut")
+    assert job.folder.quarantine(damage, read_json) == ""

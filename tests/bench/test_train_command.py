@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from typing import TYPE_CHECKING
+import shutil
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tsdfm_bench.launch.leases import Lease, Leases
 
 if TYPE_CHECKING:
     from conftest import Here
@@ -102,6 +106,55 @@ def test_a_training_that_does_not_fit_into_memory_ends_with_one_line(
     said = " ".join(result.stderr.split())
     assert "error: training 'mdlm' stopped at step 1 of 6: one window does not fit into the GPU's memory" in said
     assert "Traceback" not in said
+
+
+def test_two_processes_do_not_train_one_stage(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even if they were started by hand; processes of a job whose first one holds the lease do train it."""
+    (here.folder / "toy.toml").write_text(RECIPE.format(steps=6))
+    other = Leases(here.folder / "trained" / ".leases", 60.0)
+    lease = other.take("train-mdlm")
+    assert isinstance(lease, Lease)
+    refused = here.cli(*GIVEN)
+    assert refused.exit_code == 1
+    said = " ".join(refused.stderr.split())
+    assert f"error: another process trains 'mdlm' in trained: process {os.getpid()} on" in said
+    assert not (here.folder / "trained" / "mdlm").exists()
+    with monkeypatch.context() as patch:
+        patch.setenv("TSDFM_BENCH_LEASED", "1")
+        assert here.cli(*GIVEN).exit_code == 0
+    lease.release()
+    other.close()
+    shutil.rmtree(here.folder / "trained" / "mdlm")
+    assert here.cli(*GIVEN).exit_code == 0
+    assert not list((here.folder / "trained" / ".leases").iterdir())  # given back
+
+
+def test_a_training_that_was_taken_over_stops(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was asleep for longer than its lease, and another process has gone on with it."""
+    from tsdfm_bench.methods.train.objectives import MDLMObjective
+
+    loss = MDLMObjective.loss
+
+    def asleep(*given: Any) -> Any:
+        for path in (here.folder / "trained" / ".leases").iterdir():
+            path.unlink()
+        return loss(*given)
+
+    monkeypatch.setattr(MDLMObjective, "loss", asleep)
+    (here.folder / "toy.toml").write_text(RECIPE.format(steps=6))
+    result = here.cli(*GIVEN)
+    assert result.exit_code == 1
+    assert "error: train-mdlm was taken over by another process" in " ".join(result.stderr.split())
+    assert not (here.folder / "trained" / "mdlm").exists()
+
+
+def test_a_file_is_no_folder_for_checkpoints(here: Here) -> None:
+    """Said before any work: the task of the recipe is never looked for."""
+    (here.folder / "toy.toml").write_text(RECIPE.format(steps=6).replace('"sotu"', '"none"'))
+    (here.folder / "trained").write_text("x")
+    result = here.cli(*GIVEN)
+    assert result.exit_code == 2
+    assert "--out trained is a file" in result.stderr
 
 
 TWO = """

@@ -101,6 +101,19 @@ def test_frontier_shows_points_labels_and_the_reading(swept: list[dict[str, Any]
     assert sum(note.startswith("Dominated area: ") and "the corner at" in note for note in first.notes) == 1
 
 
+def test_a_dollar_sign_in_a_label_is_one(cell: Make, tmp_path: Path) -> None:
+    """It begins no formula: one that is none would be an error, another would change the label."""
+    rows = [
+        row
+        for name in ("file:a$_$.jsonl", "file:b$x^2$.jsonl")
+        for k in range(2)
+        for row in cell(name, {"s": 40.0 + k}, 3.6 + k, cell=f"{name[5]}{k}", steps=8, temperature=0.7 + k)
+    ]
+    (drawing,) = draw("frontier", schema.from_rows(rows))
+    style.save_figure(drawing.figure, tmp_path, drawing.name, drawing.rows, formats=("png",))
+    assert "file:a$_$.jsonl" in all_text(drawing.figure)
+
+
 def test_many_curves_are_split_by_steps(cell: Make) -> None:
     rows = [
         row

@@ -122,6 +122,13 @@ def test_version_one_knew_nothing_of_scorers_that_saw_the_text(tmp_path: Path, s
     pd.testing.assert_frame_equal(read, summary)
 
 
+@pytest.mark.parametrize("version", ["x", "inf"])
+def test_a_version_that_is_no_number_is_said(tmp_path: Path, summary: pd.DataFrame, version: str) -> None:
+    summary.astype({"schema_version": object}).assign(schema_version=version).to_csv(tmp_path / "x.csv", index=False)
+    with pytest.raises(schema.SchemaError, match=r"x\.csv is not a summary: its schema_version is no whole number"):
+        schema.read_summary(tmp_path / "x.csv")
+
+
 def test_missing_and_damaged_summaries(tmp_path: Path, summary: pd.DataFrame) -> None:
     with pytest.raises(StoreError, match="no summary"):
         schema.read_summary(tmp_path)

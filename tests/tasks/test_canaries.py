@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -165,8 +166,21 @@ def test_the_kept_token_stream_is_the_tokenised_one(private_cache):
     expected = text.token_stream("test")
     (path,) = (private_cache / "tokens").glob("sotu-test-*.npz")
     np.testing.assert_array_equal(text._read_stream(path), expected)
-    path.write_bytes(path.read_bytes()[:-100])
-    assert text._read_stream(path) is None
+    content = path.read_bytes()
+    for damaged in (content[:-100], b""):  # cut short, and what a power cut leaves
+        path.write_bytes(damaged)
+        assert text._read_stream(path) is None
+        text.token_stream.cache_clear()
+        np.testing.assert_array_equal(text.token_stream("test"), expected)
+        np.testing.assert_array_equal(text._read_stream(path), expected)
+
+
+def test_a_kept_token_stream_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    there = []
+    monkeypatch.setattr(os, "fsync", lambda handle: there.append((tmp_path / "kept.npz").exists()))
+    text._keep_stream(tmp_path / "kept.npz", np.arange(5))
+    assert there == [False]
+    assert text._read_stream(tmp_path / "kept.npz").tolist() == [0, 1, 2, 3, 4]
 
 
 def test_training_streams_are_train_and_validation(references, monkeypatch):

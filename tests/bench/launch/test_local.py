@@ -115,6 +115,7 @@ def test_a_large_cell_is_divided_over_workers_and_the_result_is_that_of_one_proc
     given += ("--scorers", "toy", "--metrics", "letters", "--samples", "280", "--batch-size", "4", "--threads", "1")
     assert here.cli("run", *given, "--out", "whole").exit_code == 0
     here.log_path.unlink()
+    (here.folder / "queue.py").write_text("raise ImportError('this is not the queue that was meant')\n")
     result = here.cli("run", *given, "--out", "out", "--launcher", "local", "--jobs", "2")
     assert result.exit_code == 0, result.stderr
     same(here.out, RunFolder(here.folder / "whole"))
@@ -210,6 +211,7 @@ def test_settings_come_from_a_name_a_table_and_the_command_line(tmp_path: Path) 
         ({"jobs": "0"}, "at least 1"),
         ({"jobs": "many"}, "not a whole number"),
         ({"lease": "0.01"}, "at least 0.2 s"),
+        ({"lease": "1e300"}, "at most 31622400 s"),
     ]:
         with pytest.raises(UsageError, match=said):
             make_config(wrong)

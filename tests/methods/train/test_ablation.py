@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from tsdfm_bench.errors import CheckpointError, MatchError, UsageError
+from tsdfm_bench.methods.nets import pretrained
 from tsdfm_bench.methods.nets.dit import DiT, DiTConfig
-from tsdfm_bench.methods.nets.pretrained import read_config
+from tsdfm_bench.methods.nets.pretrained import CONFIG_FILE, read_config, replace_file
 from tsdfm_bench.methods.train import matching, records
 from tsdfm_bench.methods.train.command import (
     REPORT_FILE,
@@ -263,6 +264,40 @@ def test_a_compass_is_examined_again_for_another_tau(trained, tmp_path) -> None:
     assert json.loads(kept.read_text())["tau"] == 0.5
     kept.write_text(json.dumps({**before, "weights": "sha256:0", "failures": ["made up"]}))
     assert failures_of(compass, recipe(), TEXT, folder, judge) != ["made up"]
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[: len(whole) // 2])
+    failures_of(compass, recipe(), TEXT, folder, judge)
+    assert json.loads(kept.read_text())["failures"] == json.loads(whole)["failures"]
+
+
+def test_a_damaged_cost_is_left_out_with_a_warning(trained, tmp_path) -> None:
+    folder = tmp_path / "trained"
+    shutil.copytree(trained, folder)
+    (folder / "k1" / "cost.json").write_text('{"seconds_per_step": [0.1,')
+    with pytest.warns(UserWarning, match=r"cost\.json is damaged .*training_cost\.json does without it"):
+        assert train_recipe(recipe(), TEXT, folder, announce=lambda line: None) == []
+    names = [{cost.name for cost in read_costs(place / "training_cost.json").costs} for place in (trained, folder)]
+    assert names[0] - names[1] == {"k1"}
+
+
+def test_a_stage_counts_as_trained_when_all_of_its_files_are_there(tmp_path, monkeypatch) -> None:
+    """A kill just before the mark: the same command ends the stage, and its record is whole."""
+
+    def killed(path, write) -> None:
+        if path.name == CONFIG_FILE:
+            raise KeyboardInterrupt
+        replace_file(path, write)
+
+    kept = tmp_path / "dfm-uniform"
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrained, "replace_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_recipe(recipe(), TEXT, tmp_path, ["dfm-uniform"], announce=lambda line: None)
+    assert {"history.json", "cost.json", "model.safetensors"} <= {path.name for path in kept.iterdir()}
+    said: list[str] = []
+    train_recipe(recipe(), TEXT, tmp_path, ["dfm-uniform"], announce=said.append)
+    assert "trained already" not in said[0]
+    assert {"history.json", "cost.json", CONFIG_FILE, "README.md"} <= {path.name for path in kept.iterdir()}
 
 
 def test_trajectories_share_their_start_and_fit_the_figure(trained, tmp_path) -> None:

@@ -9,6 +9,8 @@ import accelerate
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from tsdfm_bench.api import SampleRequest
 from tsdfm_bench.errors import CheckpointError, UsageError
@@ -19,7 +21,7 @@ from tsdfm_bench.methods.train.data import TrainingText
 from tsdfm_bench.methods.train.objectives import ARObjective, StepResult
 from tsdfm_bench.methods.train.optim import learning_rate, orthogonalise
 from tsdfm_bench.methods.train.recipe import Recipe, load_recipe
-from tsdfm_bench.methods.train.trainer import STATE_FILE, Trainer, TrainingConfig
+from tsdfm_bench.methods.train.trainer import STATE_FILE, Trainer, TrainingConfig, digest_of
 from tsdfm_bench.rng import Streams
 
 STREAM = np.random.default_rng(0).integers(0, 12, 4000)
@@ -67,13 +69,16 @@ def test_state_of_another_recipe_is_refused(tmp_path) -> None:
         trainer(tmp_path, TrainingConfig(**{**vars(CONFIG), "lr": 2e-2})).resume()
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "step"])
 def test_a_damaged_state_is_put_aside_and_the_training_begins_again(tmp_path, damage) -> None:
     trainer(tmp_path).train(until=2)
     path = tmp_path / STATE_FILE
     content = bytearray(path.read_bytes())
     if damage == "flip":
         content[-40] ^= 4  # inside a tensor: the file is still valid safetensors
+    if damage == "step":
+        assert b'\\"step\\": 2,' in content
+        content = content.replace(b'\\"step\\": 2,', b'\\"step\\": 6,')
     path.write_bytes(content[:-50] if damage == "cut" else content)
     again = trainer(tmp_path)
     with pytest.warns(UserWarning, match="moved to damaged-state.safetensors, and 'toy' is trained from the start"):
@@ -81,6 +86,19 @@ def test_a_damaged_state_is_put_aside_and_the_training_begins_again(tmp_path, da
     assert again.step == 0
     assert not path.exists()
     assert (tmp_path / f"damaged-{STATE_FILE}").read_bytes() == (content[:-50] if damage == "cut" else bytes(content))
+
+
+def test_a_state_of_an_older_version_is_read(tmp_path) -> None:
+    """Its digest is of the tensors alone."""
+    trainer(tmp_path).train(until=2)
+    path = tmp_path / STATE_FILE
+    with safe_open(str(path), framework="pt") as handle:
+        about = handle.metadata()["about"]
+    tensors = load_file(str(path))
+    save_file(tensors, str(path), {"about": about, "sha256": digest_of(tensors)})
+    again = trainer(tmp_path)
+    assert again.resume()
+    assert again.step == 2
 
 
 class Exploding(ARObjective):
