@@ -65,6 +65,8 @@ def plot_command(
                 drawing.figure, target, drawing.name, drawing.rows, title=drawing.title, notes=drawing.notes
             )
             reports.append((kind, drawing, paths))
+    for sentence in replicates.damaged.values():
+        print(f"note: {sentence}", file=sys.stderr)
     if as_json:
         figures = [
             {

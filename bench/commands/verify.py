@@ -61,9 +61,9 @@ def verify_command(
         evidence = load_evidence(root)
     except (SchemaError, MixedEvidence) as error:
         raise StorageError(str(error)) from error
-    for problem in evidence.problems:
-        print(f"note: {problem}", file=sys.stderr)
     verdicts = verify(evidence, read, wanted)
+    for problem in [*evidence.problems, *evidence.damaged]:
+        print(f"note: {problem}", file=sys.stderr)
     content = verdicts_json(verdicts, read.title, read.citation, claims.name if claims is not None else "claims.toml")
     if wanted is None:
         _keep(root, content)
