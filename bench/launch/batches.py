@@ -156,11 +156,13 @@ def _pieces(
         size = min(ready.rows, job.batch_size - first)
         request = request_of(job, cell, batch, rows=size, first=first)
         seed(request.streams.key + batch + (first << 32))
+        pinned = None  # copied before the method could write into its request
+        if request.prefix is not None and request.pinned is not None:
+            pinned = (request.prefix.clone(), request.pinned.clone())
         with contained(), ready.meter.measure(size, tick) as cost, torch.no_grad():
             result = ready.method.sample(request)
         result, given = encode(result, job.task, cell.length)
         texts += given or []
-        pinned = None if request.prefix is None or request.pinned is None else (request.prefix, request.pinned)
         rows.append(check_batch(result, (size, cell.length), job.task.info.vocab_size, pinned))
         costs.append(cost)
     tokens, lengths = (np.concatenate(arrays) for arrays in zip(*rows, strict=True))
