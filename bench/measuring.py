@@ -37,7 +37,7 @@ from tsdfm_bench.infilling import (
 from tsdfm_bench.launch.batches import read_costs
 from tsdfm_bench.meter import total
 from tsdfm_bench.plan import same_scorer
-from tsdfm_bench.registry import check_info, one_line
+from tsdfm_bench.registry import check_info, code_of, one_line
 from tsdfm_bench.results.columns import Terms, columns_path, write_columns
 from tsdfm_bench.results.columns import terms as terms_of
 from tsdfm_bench.results.files import json_hash, read_json, write_json
@@ -118,7 +118,7 @@ def _find(spec: Spec, registry: Registry, options: Mapping[str, object]) -> Gaug
                 "spec": str(spec),
                 "options": {k: str(v) for k, v in options.items()},
                 "owner": entry.owner,
-                "source": _source_hash(cls),
+                "source": code_of(entry) or _source_hash(cls),
             }
         )
         return Gauge(spec, metric, frozenset(cls.info.needs), code)
@@ -133,7 +133,7 @@ def _find(spec: Spec, registry: Registry, options: Mapping[str, object]) -> Gaug
 
 
 def _source_hash(cls: Any) -> str:
-    """Hash of the file a class stands in, so that a changed metric measures again."""
+    """Hash of the file a built-in class stands in, so that a changed metric measures again."""
     with contextlib.suppress(TypeError, OSError):
         return hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()
     return ""

@@ -17,13 +17,14 @@ distribution names separated by commas, it admits only those. Files given with -
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -224,6 +225,28 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     name = type(error).__name__
     text = f"{name}: {text}" if text else name
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def code_of(entry: Entry) -> list[str]:
+    """Hashes of a plug-in's code: its local file, or its module or package, which is found without being imported.
+
+    A package that is installed in editable form changes under one version. Built-ins change with their version: [].
+    """
+    return [] if entry.builtin else [hashlib.sha256(data).hexdigest() for data in _sources(entry)]
+
+
+def _sources(entry: Entry) -> Iterator[bytes]:
+    with contextlib.suppress(OSError, ValueError, ImportError):
+        if not entry.version:
+            yield Path(entry.target).read_bytes()
+            return
+        found = importlib.util.find_spec(entry.target.partition(":")[0].partition(".")[0])
+        folders = list(found.submodule_search_locations or ()) if found is not None else []
+        if found is not None and not folders and found.origin:
+            yield Path(found.origin).read_bytes()
+        for folder in folders:
+            for path in sorted(Path(folder).rglob("*.py")):
+                yield path.read_bytes()
 
 
 def _canonical(name: str) -> str:
