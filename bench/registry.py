@@ -32,6 +32,7 @@ from typing import Any
 
 from tsdfm_bench.api import API_VERSION, MethodInfo, MetricInfo, ScorerInfo, TaskInfo
 from tsdfm_bench.errors import PluginError, UsageError, unknown_name
+from tsdfm_bench.records import check_fields
 
 BUILTIN = "tsdfm-bench"
 SWITCH = "TSDFM_BENCH_PLUGINS"
@@ -177,7 +178,7 @@ class Registry:
         else:
             point = importlib.metadata.EntryPoint(entry.name, entry.target, f"tsdfm_bench.{entry.kind}")
             try:
-                with contextlib.redirect_stdout(sys.stderr):
+                with contextlib.redirect_stdout(sys.stderr) if entry.builtin else _shielded(describe(entry)):
                     target = point.load()
             except KeyboardInterrupt:
                 raise
@@ -201,7 +202,7 @@ class Registry:
 
 
 def check_info(entry: Entry, info: object) -> None:
-    """Raise `PluginError` unless `info` is of the entry's kind and of this version of the contract."""
+    """Raise `PluginError` unless `info` is of the entry's kind and keeps this version of the contract."""
     wanted = _INFO[entry.kind]
     if not isinstance(info, wanted):
         raise PluginError(f"{describe(entry)}: its info is a {type(info).__name__}, not a {wanted.__name__}")
@@ -212,6 +213,7 @@ def check_info(entry: Entry, info: object) -> None:
         raise PluginError(
             f"{describe(entry)} was written for API version {version}, this tsdfm-bench has {API_VERSION}: {remedy}"
         )
+    check_fields(describe(entry), wanted, info)
 
 
 def describe(entry: Entry) -> str:
@@ -249,6 +251,12 @@ def _sources(entry: Entry) -> Iterator[bytes]:
                 yield path.read_bytes()
 
 
+def _shielded(who: str) -> contextlib.AbstractContextManager[None]:
+    from tsdfm_bench.guard import shielded
+
+    return shielded(who)
+
+
 def _canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
@@ -273,7 +281,7 @@ def _import_file(file: Path, index: int) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickling look their module up there
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # what a module prints must not get into tables or JSON
+        with _shielded(f"plug-in file {file}"):
             spec.loader.exec_module(module)
     except KeyboardInterrupt:
         raise

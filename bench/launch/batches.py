@@ -81,7 +81,8 @@ def sample_batches(job: Job, cell: Cell, missing: list[int], phase: Phase, lease
     """
     describe(job, cell)
     job.folder.clear_error(cell.id)
-    reason = ready.method.refuse(request_of(job, cell, missing[0]))
+    with contained():
+        reason = ready.method.refuse(request_of(job, cell, missing[0]))
     if reason is not None:
         job.folder.write_done(cell.id, {"refused": str(reason), "version": job.version(cell)})
         return
@@ -155,10 +156,10 @@ def _pieces(
     for first in range(0, job.batch_size, ready.rows):
         size = min(ready.rows, job.batch_size - first)
         request = request_of(job, cell, batch, rows=size, first=first)
-        seed(request.streams.key + batch + (first << 32))
         pinned = None  # copied before the method could write into its request
         if request.prefix is not None and request.pinned is not None:
             pinned = (request.prefix.clone(), request.pinned.clone())
+        seed(request.streams.key + batch + (first << 32))
         with contained(), ready.meter.measure(size, tick) as cost, torch.no_grad():
             result = ready.method.sample(request)
         result, given = encode(result, job.task, cell.length)
