@@ -131,6 +131,11 @@ def stdout_to_stderr() -> Iterator[None]:
         yield
 
 
+def is_own(code: object) -> bool:
+    """Whether a class, or what is made of one, is this program's own."""
+    return str(getattr(code, "__module__", "")).startswith("tsdfm_bench.")
+
+
 @contextlib.contextmanager
 def shielded(who: str, code: object = None) -> Iterator[None]:
     """Run a plug-in's code that belongs to no cell.
@@ -139,7 +144,7 @@ def shielded(who: str, code: object = None) -> Iterator[None]:
         who: whose it is, for the note on what was put back.
         code: the class or object whose code it is; if it is one of this program's own, nothing is done.
     """
-    if str(getattr(code, "__module__", "")).startswith("tsdfm_bench."):
+    if is_own(code):
         yield
         return
     before = len(_notes)

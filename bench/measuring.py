@@ -33,7 +33,7 @@ from tsdfm_bench.api import (
 from tsdfm_bench.conditioning import pinned_tokens
 from tsdfm_bench.continuation import prompt_length
 from tsdfm_bench.errors import BenchError, PluginError, UsageError
-from tsdfm_bench.guard import shielded
+from tsdfm_bench.guard import is_own, shielded
 from tsdfm_bench.infilling import (
     ABOUT,
     ABOUT_FEATURES,
@@ -192,6 +192,7 @@ class Measurer:
         """
         result = {cell.id: Measured(cost=self._cost(cell)) for cell in cells}
         todo: list[tuple[Cell, Gauge, str]] = []
+        task = f"task '{self.task.info.name}'"
         for cell in cells:
             for gauge in self.gauges:
                 if gauge.metric is None:
@@ -208,7 +209,7 @@ class Measurer:
                 for cell, gauge, key in todo:
                     phase.doing(f"{gauge.spec}: {cell.describe()}")
                     try:
-                        with shielded(f"metric '{gauge.spec}'", gauge.metric):
+                        with shielded(task, self.task), shielded(f"metric '{gauge.spec}'", gauge.metric):
                             rows = self._compute(cell, gauge)
                     except CorruptFile as error:
                         self._damaged(error)
@@ -300,8 +301,9 @@ class Measurer:
 
     def _compute(self, cell: Cell, gauge: Gauge) -> list[dict[str, Any]]:
         assert gauge.metric is not None
+        data = self._data(cell)
         try:
-            found = gauge.metric.compute(_lent(self._data(cell)))
+            found = gauge.metric.compute(data if is_own(gauge.metric) else _lent(data))
         except ValueError as error:
             if "read-only" not in str(error):
                 raise
@@ -458,11 +460,11 @@ class Measurer:
 
 
 def _lent(value: Any) -> Any:
-    """What was read, for one metric: containers of its own, and arrays that it cannot write into."""
+    """What was read, for one metric: copies, of which the arrays cannot be written into."""
     if isinstance(value, np.ndarray):
-        view = value.view()
-        view.setflags(write=False)
-        return view
+        copy = value.copy()
+        copy.setflags(write=False)
+        return copy
     if isinstance(value, list):
         return [_lent(item) for item in value]
     if isinstance(value, Mapping):

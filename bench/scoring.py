@@ -432,7 +432,8 @@ def _inputs(info: ScorerInfo, job: Job, samples: Samples) -> Sequence[Any]:
     if info.input == "ids":
         pairs = zip(samples.tokens, samples.lengths, strict=True)
         return [np.asarray(row[:length], dtype=np.int64) for row, length in pairs]
-    texts = texts_of(samples, job.task)
+    with shielded(f"task '{job.task.info.name}'", job.task):
+        texts = texts_of(samples, job.task)
     if len(texts) != job.batch_size:
         raise PluginError(f"the task decoded {job.batch_size} sequences into {len(texts)} texts")
     return texts
