@@ -504,7 +504,7 @@ class Infilling:
 
 @dataclass(frozen=True)
 class CellData:
-    """Everything stored about one cell, as a metric sees it. Arrays are numpy; n sequences.
+    """Everything stored about one cell, as a metric sees it. Arrays are numpy, and read-only; n sequences.
 
     Args:
         tokens: (n, length) int32 task token ids.

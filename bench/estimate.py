@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsdfm_bench import __version__
+from tsdfm_bench.guard import shielded
 from tsdfm_bench.results.files import StoreError, json_hash, read_json, write_json
 from tsdfm_bench.results.store import CorruptFile
 
@@ -284,10 +285,12 @@ class Estimator:
         from tsdfm_bench.meter import Meter
 
         job, cell = self.job, planned.cell
-        method = job.registry.load("methods", cell.method).load(dict(planned.params), job.device)
-        meter = Meter(method.networks(), job.device)
+        cls = job.registry.load("methods", cell.method)
         short = _shortened(min(group, key=_steps).cell)
-        with torch.no_grad():
+        with shielded(f"method '{cell.label}'", cls):
+            method = cls.load(dict(planned.params), job.device)
+            meter = Meter(method.networks(), job.device)
+        with shielded(f"method '{cell.label}'", cls), torch.no_grad():
             method.sample(_request(job, short, min(2, job.batch_size)))
             with meter.measure(job.batch_size) as cost:
                 method.sample(_request(job, short, job.batch_size))
@@ -322,7 +325,7 @@ class Estimator:
 
         job = self.job
         cls = job.registry.load("scorers", judge.spec.name)
-        with _offline():
+        with _offline(), shielded(f"scorer '{judge.name}'", cls):
             if hasattr(cls, "fetch"):
                 cls.fetch(judge.spec.params())
             scorer = cls.load(judge.spec.params(), job.device)
@@ -330,9 +333,10 @@ class Estimator:
         count = texts_at_once(job)
         batch = job.task.reference("real", Streams.of(0, "timing", count, 0, "cpu"), length)
         texts = job.task.decode(batch.tokens.numpy(), batch.lengths.numpy())
-        scorer.score(texts[:2])
-        with Meter({}, job.device).measure(count) as cost:
-            scores = scorer.score(texts)
+        with shielded(f"scorer '{judge.name}'", cls):
+            scorer.score(texts[:2])
+            with Meter({}, job.device).measure(count) as cost:
+                scores = scorer.score(texts)
         units = sum(len(nll) for nll in scores.nll) / count
         features = 0 if scores.features is None else scores.features[0].nbytes
         return Rate(cost.seconds / count, units, features, peak_bytes=cost.peak_memory_bytes)

@@ -7,10 +7,13 @@
                     the same command tries the cell again, and if the process dies there a third time without having
                     finished a batch, the command after that records a failure and does the other cells
     print           what it prints goes to cells/<ab>/<id>/printed.txt, so that stdout is the run's own
+    ask             its stdin is at its end: `input()` fails instead of waiting for an answer to a question nobody saw
     change state    working directory, environment, default dtype and device, threads, grad mode, seeds of torch, numpy
                     and random, signal handlers are put back, and the change is noted
 
-Notes are kept in the cell's folder and shown under the table.
+Notes are kept in the cell's folder and shown under the table. Where plug-in code runs for no cell (its import, the
+identity of its weights, timing, scoring, metrics) the same holds but for the time limit, and stderr takes what is
+printed and noted: `shielded`.
 """
 
 from __future__ import annotations
@@ -73,7 +76,7 @@ def guarded(
     outer = _notes[:]
     _notes.clear()
     try:
-        with _printed_to(home / PRINTED), contained(), _no_exit(), _limited(limit_s):
+        with _printed_to(home / PRINTED), _no_input(), contained(), _no_exit(), _limited(limit_s):
             yield
     except TimeLimit:
         remove(mark)
@@ -108,6 +111,7 @@ def read_notes(folder: RunFolder, cell: str) -> list[str]:
 
 _seeds: list[int] = []  # those of torch that are the harness's own
 _notes: list[str] = []  # of the cell that is worked on
+_told: set[str] = set()  # notes that belong to no cell
 
 
 def seed(value: int) -> None:
@@ -123,6 +127,34 @@ def stdout_to_stderr() -> Iterator[None]:
     """Whatever is printed inside, by Python or below it, goes to stderr: stdout is for tables and JSON."""
     with contextlib.redirect_stdout(sys.stderr), _descriptor_to(2):
         yield
+
+
+def is_own(code: object) -> bool:
+    """Whether a class, or what is made of one, is this program's own."""
+    return str(getattr(code, "__module__", "")).startswith("tsdfm_bench.")
+
+
+@contextlib.contextmanager
+def shielded(who: str, code: object = None) -> Iterator[None]:
+    """Run a plug-in's code that belongs to no cell.
+
+    Args:
+        who: whose it is, for the note on what was put back.
+        code: the class or object whose code it is; if it is one of this program's own, nothing is done.
+    """
+    if is_own(code):
+        yield
+        return
+    before = len(_notes)
+    try:
+        with stdout_to_stderr(), _no_input(), contained(""), _no_exit():
+            yield
+    finally:
+        new = {f"{who} {note}." for note in _notes[before:]} - _told
+        del _notes[before:]
+        _told.update(new)
+        for note in sorted(new):
+            print(note, file=sys.stderr, flush=True)
 
 
 # ------------------------------------------------------------------------------------------------------- deaths
@@ -203,7 +235,7 @@ def _limited(limit_s: float | None) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-# ------------------------------------------------------------------------------------------------------- prints
+# ---------------------------------------------------------------------------------------------- prints and input
 
 
 @contextlib.contextmanager
@@ -215,24 +247,36 @@ def _printed_to(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _descriptor_to(target: int) -> Iterator[None]:
-    """File descriptor 1 points to another one: for native code, subprocesses and saved references to stdout."""
+def _no_input() -> Iterator[None]:
+    """stdin is empty, for Python and below it."""
+    before = sys.stdin
+    with Path(os.devnull).open(encoding="utf-8") as nothing, _descriptor_to(nothing.fileno(), 0):
+        sys.stdin = nothing
+        try:
+            yield
+        finally:
+            sys.stdin = before
+
+
+@contextlib.contextmanager
+def _descriptor_to(target: int, number: int = 1) -> Iterator[None]:
+    """A file descriptor points to another one: for native code, subprocesses and saved references to stdout."""
     stream = sys.__stdout__
     try:
-        kept = os.dup(1)
-    except OSError:  # the process was started without a stdout
+        kept = os.dup(number)
+    except OSError:  # the process was started without a stdout, or stdin
         yield
         return
     try:
         if stream is not None:
             stream.flush()
-        os.dup2(target, 1)
+        os.dup2(target, number)
         yield
     finally:
         with contextlib.suppress(OSError, ValueError):
             if stream is not None:
                 stream.flush()
-        os.dup2(kept, 1)
+        os.dup2(kept, number)
         os.close(kept)
 
 
@@ -299,7 +343,7 @@ def _array(state: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 @contextlib.contextmanager
-def contained() -> Iterator[None]:
+def contained(when: str = " while it was sampled") -> Iterator[None]:
     """Put back what is watched, and note what was changed: around a whole cell, and around each call of a method."""
     import torch
 
@@ -311,11 +355,11 @@ def contained() -> Iterator[None]:
         yield
     finally:
         if torch.initial_seed() not in _seeds:
-            _notes.append("changed the seed of torch while it was sampled; it was put back")
+            _notes.append(f"changed the seed of torch{when}; it was put back")
         torch.set_rng_state(state)
         _seeds[:] = outer
         for name, (read, write) in watched.items():
             if read() != before[name]:
-                _notes.append(f"changed the {name} while it was sampled; it was put back")
+                _notes.append(f"changed the {name}{when}; it was put back")
                 with contextlib.suppress(OSError):
                     write(before[name])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +14,14 @@ from tsdfm_bench.launch.leases import Leases
 from tsdfm_bench.launch.settings import DEFAULT_LEASE_S
 from tsdfm_bench.launch.work import SHARD_BATCHES
 from tsdfm_bench.plan import ORACLE
+from tsdfm_bench.registry import code_of
 from tsdfm_bench.results.files import json_hash
 from tsdfm_bench.results.store import CorruptFile, RunFolder, batches_in, read_arrow, read_json, read_samples, remove
 
 if TYPE_CHECKING:
     from tsdfm_bench.api import ExactHook, Method, Task
     from tsdfm_bench.plan import Cell, PlannedCell
-    from tsdfm_bench.registry import Entry, Registry
+    from tsdfm_bench.registry import Registry
 
 
 _READERS: Mapping[str, Callable[[Path], object]] = {
@@ -84,11 +83,11 @@ class Job:
     # -------------------------------------------------------------------------------------------- what is left
 
     def version(self, cell: Cell) -> str:
-        """Versions that a refusal depends on."""
+        """Versions, and the code of a plug-in, that a refusal depends on."""
         if cell.kind == "reference":
             return __version__
         entry = self.registry.entry("methods", cell.method)
-        return f"{__version__} {entry.owner}"
+        return " ".join([__version__, entry.owner, *([json_hash(code)[:16]] if (code := code_of(entry)) else [])])
 
     def refusal(self, cell: Cell) -> str:
         """The stored reason why the method refuses this cell, or ""."""
@@ -148,8 +147,7 @@ class Job:
             name: registered.
         """
         entry = self.registry.entry(kind, name)
-        code = [] if entry.builtin else [hashlib.sha256(data).hexdigest() for data in _sources(entry)]
-        return json_hash([__version__, entry.owner, code, self.device, self.cell_timeout_s])
+        return json_hash([__version__, entry.owner, code_of(entry), self.device, self.cell_timeout_s])
 
     def remembers_failure(self, cell: Cell) -> bool:
         """Whether the last try of a cell failed for a reason that still holds, so that it is not tried again."""
@@ -171,21 +169,3 @@ class Job:
             remove(path.with_name("done.json"))
         if said := self.folder.quarantine(error, _READERS.get(path.suffix)):
             self.say(f"{said}.")
-
-
-def _sources(entry: Entry) -> Iterator[bytes]:
-    """The code of a plug-in: its local file, or its module or package, which is found without being imported.
-
-    A package that is installed in editable form changes under one version.
-    """
-    with contextlib.suppress(OSError, ValueError, ImportError):
-        if not entry.version:
-            yield Path(entry.target).read_bytes()
-            return
-        found = importlib.util.find_spec(entry.target.partition(":")[0].partition(".")[0])
-        folders = list(found.submodule_search_locations or ()) if found is not None else []
-        if found is not None and not folders and found.origin:
-            yield Path(found.origin).read_bytes()
-        for folder in folders:
-            for path in sorted(Path(folder).rglob("*.py")):
-                yield path.read_bytes()

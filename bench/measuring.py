@@ -13,17 +13,27 @@ import hashlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tsdfm_bench import __version__
-from tsdfm_bench.api import CellData, CostRecord, Measurement, Metric, ScoreBatch, ScorerInfo
+from tsdfm_bench.api import (
+    CellData,
+    CostRecord,
+    Infilling,
+    Measurement,
+    Metric,
+    ScoreBatch,
+    ScorerInfo,
+    TrainingStreams,
+)
 from tsdfm_bench.conditioning import pinned_tokens
 from tsdfm_bench.continuation import prompt_length
 from tsdfm_bench.errors import BenchError, PluginError, UsageError
+from tsdfm_bench.guard import is_own, shielded
 from tsdfm_bench.infilling import (
     ABOUT,
     ABOUT_FEATURES,
@@ -37,8 +47,8 @@ from tsdfm_bench.infilling import (
 from tsdfm_bench.launch.batches import read_costs
 from tsdfm_bench.meter import total
 from tsdfm_bench.plan import same_scorer
-from tsdfm_bench.registry import check_info, one_line
-from tsdfm_bench.results.columns import Terms, columns_path, write_columns
+from tsdfm_bench.registry import check_info, code_of, one_line
+from tsdfm_bench.results.columns import Terms, columns_path, read_columns, write_columns
 from tsdfm_bench.results.columns import terms as terms_of
 from tsdfm_bench.results.files import json_hash, read_json, write_json
 from tsdfm_bench.results.resampling import intervals
@@ -112,13 +122,14 @@ def _find(spec: Spec, registry: Registry, options: Mapping[str, object]) -> Gaug
     try:
         cls = registry.load("metrics", spec.name)
         check_info(entry, cls.info)
-        metric = cls.load({**options, **spec.params()})
+        with shielded(f"metric '{spec}'", cls):
+            metric = cls.load({**options, **spec.params()})
         code = json_hash(
             {
                 "spec": str(spec),
                 "options": {k: str(v) for k, v in options.items()},
                 "owner": entry.owner,
-                "source": _source_hash(cls),
+                "source": code_of(entry) or _source_hash(cls),
             }
         )
         return Gauge(spec, metric, frozenset(cls.info.needs), code)
@@ -133,7 +144,7 @@ def _find(spec: Spec, registry: Registry, options: Mapping[str, object]) -> Gaug
 
 
 def _source_hash(cls: Any) -> str:
-    """Hash of the file a class stands in, so that a changed metric measures again."""
+    """Hash of the file a built-in class stands in, so that a changed metric measures again."""
     with contextlib.suppress(TypeError, OSError):
         return hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()
     return ""
@@ -181,6 +192,7 @@ class Measurer:
         """
         result = {cell.id: Measured(cost=self._cost(cell)) for cell in cells}
         todo: list[tuple[Cell, Gauge, str]] = []
+        task = f"task '{self.task.info.name}'"
         for cell in cells:
             for gauge in self.gauges:
                 if gauge.metric is None:
@@ -197,7 +209,8 @@ class Measurer:
                 for cell, gauge, key in todo:
                     phase.doing(f"{gauge.spec}: {cell.describe()}")
                     try:
-                        rows = self._compute(cell, gauge)
+                        with shielded(task, self.task), shielded(f"metric '{gauge.spec}'", gauge.metric):
+                            rows = self._compute(cell, gauge)
                     except CorruptFile as error:
                         self._damaged(error)
                         result[cell.id].failures[str(gauge.spec)] = str(error)
@@ -233,8 +246,18 @@ class Measurer:
             self._damaged(error)
             return None
         rows = content.get("rows")
-        whole = not content.get("columns") or columns_path(self.folder.root, str(gauge.spec), cell.id).exists()
-        return rows if content.get("key") == key and isinstance(rows, list) and whole else None
+        if content.get("key") != key or not isinstance(rows, list):
+            return None
+        columns = columns_path(self.folder.root, str(gauge.spec), cell.id)
+        if content.get("columns"):
+            if not columns.exists():
+                return None
+            try:
+                read_columns(columns)
+            except CorruptFile as error:
+                self._damaged(error)
+                return None
+        return rows
 
     def _key(self, cell: Cell, gauge: Gauge) -> str:
         """Hash of everything a measurement depends on."""
@@ -277,7 +300,13 @@ class Measurer:
 
     def _compute(self, cell: Cell, gauge: Gauge) -> list[dict[str, Any]]:
         assert gauge.metric is not None
-        found = gauge.metric.compute(self._data(cell))
+        data = self._data(cell)
+        try:
+            found = gauge.metric.compute(data if is_own(gauge.metric) else _lent(data))
+        except ValueError as error:
+            if "read-only" not in str(error):
+                raise
+            raise PluginError(f"it writes into what all metrics are given ({error}): write into a copy") from error
         if not isinstance(found, list) or not all(isinstance(m, Measurement) for m in found):
             raise PluginError("compute() must return a list of Measurement")
         names = [(measurement.metric, measurement.scorer) for measurement in found]
@@ -377,7 +406,7 @@ class Measurer:
         return self._kept[cell.id]
 
     def _read(self, cell: Cell) -> CellData:
-        n = self.samples
+        n, training = self.samples, getattr(self.task, "training_streams", None)
         samples = read_tokens(self.folder, cell.id, -(-n // self.batch_size))
         tokens, lengths = samples.tokens[:n], samples.lengths[:n]
         texts, prompt = texts_of(samples, self.task)[:n], None
@@ -413,7 +442,7 @@ class Measurer:
             cost=self._cost(cell),
             seed=self.seed,
             law=getattr(self.task, "law", None) if self.task.info.law else None,
-            training=getattr(self.task, "training_streams", None),
+            training=None if training is None else lambda: _lent(training()),
             prompt=prompt,
             infilling=infilling,
         )
@@ -427,6 +456,21 @@ class Measurer:
             )
             self._kept[key] = plain._read(cell)
         return self._kept[key]
+
+
+def _lent(value: Any) -> Any:
+    """What was read, for one metric: copies, of which the arrays cannot be written into."""
+    if isinstance(value, np.ndarray):
+        copy = value.copy()
+        copy.setflags(write=False)
+        return copy
+    if isinstance(value, list):
+        return [_lent(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _lent(item) for key, item in value.items()}
+    if isinstance(value, CellData | ScoreBatch | Infilling | CostRecord | TrainingStreams):
+        return replace(value, **{each.name: _lent(getattr(value, each.name)) for each in fields(value)})
+    return value
 
 
 def _merge(measured: Measured, order: Mapping[str, int]) -> None:

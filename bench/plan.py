@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from tsdfm_bench.api import Identity, MethodInfo, ScorerInfo, TaskInfo
 from tsdfm_bench.conditioning import check_pinning, pinning
 from tsdfm_bench.errors import BenchError, CheckpointError, UsageError, unknown_name
+from tsdfm_bench.guard import shielded
+from tsdfm_bench.records import check_fields
 from tsdfm_bench.registry import one_line
 from tsdfm_bench.results.files import json_hash
 from tsdfm_bench.spec import Spec
@@ -393,7 +395,8 @@ def _too_few(cls: Any, params: Mapping[str, object], samples: int, name: str) ->
     """Why a method with stored samples cannot serve so many, or None."""
     if not cls.info.stored or not hasattr(cls, "stored_sequences"):
         return None
-    count = int(cls.stored_sequences(params))
+    with shielded(f"method '{name}'", cls):
+        count = int(cls.stored_sequences(params))
     return f"{name} holds {count} samples, asked for {samples}: type --samples {count}" if samples > count else None
 
 
@@ -435,12 +438,16 @@ def identify(cls: Any, params: Mapping[str, object]) -> Identity:
 
     Raises:
         CheckpointError: they do not exist or cannot be read.
+        PluginError: the hook gives something else than names.
     """
     hook = getattr(cls, "identify", None)
     if hook is not None:
-        identity = hook(params)
+        who = f"method '{cls.info.name}'"
+        with shielded(who, cls):
+            identity = hook(params)
         if not isinstance(identity, Identity):
             raise CheckpointError(f"identify() returned a {type(identity).__name__}, not an Identity")
+        check_fields(who, Identity, identity, "identity")
         return identity
     if params.get("checkpoint") is None:
         return Identity("none", "none")

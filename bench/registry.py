@@ -17,13 +17,14 @@ distribution names separated by commas, it admits only those. Files given with -
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +32,7 @@ from typing import Any
 
 from tsdfm_bench.api import API_VERSION, MethodInfo, MetricInfo, ScorerInfo, TaskInfo
 from tsdfm_bench.errors import PluginError, UsageError, unknown_name
+from tsdfm_bench.records import check_fields
 
 BUILTIN = "tsdfm-bench"
 SWITCH = "TSDFM_BENCH_PLUGINS"
@@ -176,7 +178,7 @@ class Registry:
         else:
             point = importlib.metadata.EntryPoint(entry.name, entry.target, f"tsdfm_bench.{entry.kind}")
             try:
-                with contextlib.redirect_stdout(sys.stderr):
+                with contextlib.redirect_stdout(sys.stderr) if entry.builtin else _shielded(describe(entry)):
                     target = point.load()
             except KeyboardInterrupt:
                 raise
@@ -200,7 +202,7 @@ class Registry:
 
 
 def check_info(entry: Entry, info: object) -> None:
-    """Raise `PluginError` unless `info` is of the entry's kind and of this version of the contract."""
+    """Raise `PluginError` unless `info` is of the entry's kind and keeps this version of the contract."""
     wanted = _INFO[entry.kind]
     if not isinstance(info, wanted):
         raise PluginError(f"{describe(entry)}: its info is a {type(info).__name__}, not a {wanted.__name__}")
@@ -211,6 +213,7 @@ def check_info(entry: Entry, info: object) -> None:
         raise PluginError(
             f"{describe(entry)} was written for API version {version}, this tsdfm-bench has {API_VERSION}: {remedy}"
         )
+    check_fields(describe(entry), wanted, info)
 
 
 def describe(entry: Entry) -> str:
@@ -224,6 +227,34 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     name = type(error).__name__
     text = f"{name}: {text}" if text else name
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def code_of(entry: Entry) -> list[str]:
+    """Hashes of a plug-in's code: its local file, or its module or package, which is found without being imported.
+
+    A package that is installed in editable form changes under one version. Built-ins change with their version: [].
+    """
+    return [] if entry.builtin else [hashlib.sha256(data).hexdigest() for data in _sources(entry)]
+
+
+def _sources(entry: Entry) -> Iterator[bytes]:
+    with contextlib.suppress(OSError, ValueError, ImportError):
+        if not entry.version:
+            yield Path(entry.target).read_bytes()
+            return
+        found = importlib.util.find_spec(entry.target.partition(":")[0].partition(".")[0])
+        folders = list(found.submodule_search_locations or ()) if found is not None else []
+        if found is not None and not folders and found.origin:
+            yield Path(found.origin).read_bytes()
+        for folder in folders:
+            for path in sorted(Path(folder).rglob("*.py")):
+                yield path.read_bytes()
+
+
+def _shielded(who: str) -> contextlib.AbstractContextManager[None]:
+    from tsdfm_bench.guard import shielded
+
+    return shielded(who)
 
 
 def _canonical(name: str) -> str:
@@ -250,7 +281,7 @@ def _import_file(file: Path, index: int) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickling look their module up there
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # what a module prints must not get into tables or JSON
+        with _shielded(f"plug-in file {file}"):
             spec.loader.exec_module(module)
     except KeyboardInterrupt:
         raise

@@ -24,6 +24,7 @@ from tsdfm_bench.api import ScoreBatch, ScorerInfo
 from tsdfm_bench.continuation import Known, cut, prompt_length, prompts_of
 from tsdfm_bench.contract import check_scores
 from tsdfm_bench.errors import AssetError, BenchError, PluginError, UsageError
+from tsdfm_bench.guard import shielded
 from tsdfm_bench.infilling import is_infilling
 from tsdfm_bench.launch.batches import free
 from tsdfm_bench.launch.failures import (
@@ -127,16 +128,18 @@ def introduce(judges: Sequence[Judge], cells: Sequence[Cell], job: Job) -> None:
         params = judge.spec.params()
         with _blamed(judge):
             cls = job.registry.load("scorers", judge.spec.name)
-            if hasattr(cls, "of_task"):
-                judge.info = cls.of_task(job.task, params, job.device).info
-            elif hasattr(cls, "describe"):
-                judge.info = cls.describe(params)
-            elif isinstance(getattr(cls, "info", None), ScorerInfo):
-                judge.info = cls.info
+            with shielded(f"scorer '{judge.name}'", cls):
+                if hasattr(cls, "of_task"):
+                    judge.info = cls.of_task(job.task, params, job.device).info
+                elif hasattr(cls, "describe"):
+                    judge.info = cls.describe(params)
+                elif isinstance(getattr(cls, "info", None), ScorerInfo):
+                    judge.info = cls.info
             if judge.info is not None:
                 check_info(job.registry.entry("scorers", judge.spec.name), judge.info)
             if hasattr(cls, "fetch") and _todo(cells, judge, job):
-                cls.fetch(params)
+                with shielded(f"scorer '{judge.name}'", cls):
+                    cls.fetch(params)
 
 
 @contextlib.contextmanager
@@ -357,7 +360,8 @@ def _load(judge: Judge, job: Job) -> Scorer | None:
     with _blamed(judge):
         cls, params = job.registry.load("scorers", judge.spec.name), judge.spec.params()
         of_task = hasattr(cls, "of_task")
-        scorer: Scorer = cls.of_task(job.task, params, job.device) if of_task else cls.load(params, job.device)
+        with shielded(f"scorer '{judge.name}'", cls):
+            scorer: Scorer = cls.of_task(job.task, params, job.device) if of_task else cls.load(params, job.device)
         check_info(job.registry.entry("scorers", judge.spec.name), scorer.info)
         return scorer
     return None
@@ -411,7 +415,9 @@ def _score_cell(cell: Cell, judge: Judge, scorer: Scorer, job: Job, done: int, p
 def _in_memory(scorer: Scorer, texts: Sequence[Any], job: Job) -> ScoreBatch:
     """Scores of some texts, in halves if memory does not hold them together."""
     try:
-        return check_scores(scorer.score(texts), texts)
+        with shielded(f"scorer '{scorer.info.name}'", scorer):
+            found = scorer.score(texts)
+        return check_scores(found, texts)
     except (Exception, SystemExit) as error:
         if len(texts) == 1 or not memory_ran_out(error):
             raise
@@ -426,7 +432,8 @@ def _inputs(info: ScorerInfo, job: Job, samples: Samples) -> Sequence[Any]:
     if info.input == "ids":
         pairs = zip(samples.tokens, samples.lengths, strict=True)
         return [np.asarray(row[:length], dtype=np.int64) for row, length in pairs]
-    texts = texts_of(samples, job.task)
+    with shielded(f"task '{job.task.info.name}'", job.task):
+        texts = texts_of(samples, job.task)
     if len(texts) != job.batch_size:
         raise PluginError(f"the task decoded {job.batch_size} sequences into {len(texts)} texts")
     return texts

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tsdfm_bench import provenance
 from tsdfm_bench.config import DEFAULT_SCORERS
 from tsdfm_bench.errors import BenchError, PluginError, UsageError
+from tsdfm_bench.guard import shielded
 from tsdfm_bench.plan import ORACLE, PLAN_FORMAT, Cell, Plan, PlannedCell, make_plan
 from tsdfm_bench.registry import Registry, check_info, one_line
 from tsdfm_bench.results.store import CorruptFile, PlanConflict, RunFolder, read_samples, read_table
@@ -90,7 +91,8 @@ def load_task(spec: Spec, registry: Registry) -> Task:
     entry = registry.entry("tasks", spec.name)
     cls = registry.load("tasks", spec.name)
     try:
-        task: Task = cls.load(spec.params())
+        with shielded(f"task '{spec}'", cls):
+            task: Task = cls.load(spec.params())
     except BenchError:
         raise
     except KeyboardInterrupt:
@@ -304,7 +306,7 @@ def _take_stock(
         recall(judge, judged(judge, [planned.cell for planned in complete], sweep.hidden), job)
     real, other = _held_out(complete)
     measurer = Measurer(
-        sweep.folder,
+        job.folder,
         sweep.task,
         sweep.judges,
         gauges,
@@ -349,7 +351,7 @@ def make_job(sweep: Sweep) -> Job:
     device = choose_device(sweep.config.device)
     plan = sweep.plan
     return Job(
-        sweep.folder,
+        RunFolder(sweep.folder.root.absolute()),  # a plug-in may change the working directory while leases are renewed
         sweep.registry,
         sweep.task,
         plan.batches,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tsdfm_bench.errors import BenchError, PluginError
+from tsdfm_bench.guard import shielded
 from tsdfm_bench.registry import one_line
 from tsdfm_bench.results.store import CorruptFile, RunFolder, read_arrays, read_samples, write_arrays
 
@@ -75,7 +76,8 @@ def record_traces(folder: RunFolder, count: int, plugins: list[Path], device: st
             continue
         try:
             if loaded is None or loaded[0] != planned.group:
-                loaded = (planned.group, job.load(planned))
+                with shielded(f"method '{cell.label}'", job.registry.load("methods", cell.method)):
+                    loaded = (planned.group, job.load(planned))
             _record(loaded[1], cell, job, min(count, job.batch_size))
         except BenchError as error:
             notes.setdefault(str(error), []).append(cell.describe())
@@ -89,14 +91,14 @@ def record_traces(folder: RunFolder, count: int, plugins: list[Path], device: st
 def _record(method: Method, cell: Cell, job: Job, count: int) -> None:
     import torch
 
-    from tsdfm_bench.guard import contained, seed
+    from tsdfm_bench.guard import seed
     from tsdfm_bench.launch.batches import request_of
 
     request = replace(request_of(job, cell, 0, rows=count), trace=True)
-    if (reason := method.refuse(request)) is not None:
-        raise PluginError(reason)
-    seed(request.streams.key)
-    with contained(), torch.no_grad():
+    with shielded(f"method '{cell.label}'", method), torch.no_grad():
+        if (reason := method.refuse(request)) is not None:
+            raise PluginError(reason)
+        seed(request.streams.key)
         batch = method.sample(request)
     if batch.trace is None:
         raise PluginError("the method keeps no trace")

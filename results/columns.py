@@ -182,8 +182,15 @@ def read_columns(path: str | os.PathLike[str]) -> CellColumns:
     return CellColumns(found, arrays.get(_CLUSTERS))
 
 
-def cell_columns(root: str | os.PathLike[str], cell: str) -> CellColumns:
+def cell_columns(
+    root: str | os.PathLike[str], cell: str, damaged: Callable[[CorruptFile], None] | None = None
+) -> CellColumns:
     """All stored terms of a cell of a run folder; empty if there are none.
+
+    Args:
+        root: the run folder.
+        cell: its id.
+        damaged: told of damaged files, which then count as none; None = raise.
 
     Raises:
         CorruptFile: a damaged file.
@@ -194,7 +201,13 @@ def cell_columns(root: str | os.PathLike[str], cell: str) -> CellColumns:
     folder = Path(root) / "columns"
     if folder.is_dir():
         for path in sorted(folder.glob(f"*/{cell}.npz")):
-            stored = read_columns(path)
+            try:
+                stored = read_columns(path)
+            except CorruptFile as error:
+                if damaged is None:
+                    raise
+                damaged(error)
+                continue
             found = {**stored.terms, **found}
             clusters = clusters if clusters is not None else stored.clusters
     return CellColumns(found, clusters)

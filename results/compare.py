@@ -152,7 +152,8 @@ def compare_runs(
     apart = sum(1 for change in judged if math.isfinite(change.pvalue) and not change.paired)
     if apart and any(change.paired for change in judged):
         notes.append(f"{apart} comparisons are of independent sequences or networks, the others are paired.")
-    return Comparison(*names, judged, only_a, only_b, [*notes, *alone, *_refusals(judged)])
+    damaged = [f"{name}: {said}" for name, side in zip(names, sides, strict=True) for said in side.damaged.values()]
+    return Comparison(*names, judged, only_a, only_b, [*notes, *alone, *_refusals(judged), *damaged])
 
 
 def _adjusted(family: Sequence[Change]) -> list[Change]:

@@ -165,6 +165,12 @@ class Evidence:
         """Replicates of the values of all cells, each from its own run."""
         return Joined(self.cells)
 
+    @property
+    def damaged(self) -> list[str]:
+        """Sentences about damaged files that were asked for so far."""
+        found = (cell.replicates.damaged.get(cell.id) for cell in self.cells)
+        return [sentence for sentence in found if sentence is not None]
+
     def summary(self, cells: Iterable[EvidenceCell] | None = None) -> pd.DataFrame:
         """A summary of these cells (default: all that are finished), from whichever runs they come."""
         chosen = self.cells if cells is None else cells

@@ -9,6 +9,7 @@ treated alike.
 Where the run folder holds per-sequence columns (or, for perplexity and bits per byte, scores), sequences are resampled.
 Where only a summary is at hand, replicates are drawn from the value's own interval, on the log scale for positive
 values, independently of all others: right for a single row, cautious for differences of paired rows. `how` says which.
+The same is done for a cell with a damaged file of columns, and `damaged` says so.
 What has no interval, such as MAUVE, has no replicates.
 """
 
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tsdfm_bench.results.columns import CellColumns, Terms, cell_columns
-from tsdfm_bench.results.files import StoreError
+from tsdfm_bench.results.files import CorruptFile, StoreError
 from tsdfm_bench.results.rows import Row, finite
 from tsdfm_bench.results.stats import CONFIDENCE, RESAMPLES, Interval
 from tsdfm_bench.results.store import RunFolder
@@ -41,6 +42,9 @@ class Replicates:
         summary: see `tsdfm_bench.results.schema`.
         root: the run folder it belongs to; None: only the summary is known.
         resamples, seed: equal ones give equal replicates.
+
+    Attributes:
+        damaged: cell -> a sentence about files of it that were asked for and are damaged.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Replicates:
         clean = summary.astype(object).where(summary.notna(), None) if len(summary) else summary
         for row in clean.to_dict("records"):
             self._rows[row["cell"], row["metric"], row["scorer"]] = {str(k): v for k, v in row.items()}
+        self.damaged: dict[str, str] = {}
         self._columns: dict[str, CellColumns] = {}
         self._weights: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
         self._values: dict[tuple[str, str, str], tuple[np.ndarray, str]] = {}
@@ -78,10 +83,8 @@ class Replicates:
         row = self.row(cell, metric, scorer)
         if self.root is None or not finite(row["value"]):
             return None
-        if cell not in self._columns:
-            self._columns[cell] = cell_columns(self.root, cell)
-        found = self._columns[cell].terms.get((metric, scorer))
-        if found is None:
+        found = self._stored(self.root, cell).terms.get((metric, scorer))
+        if found is None and cell not in self.damaged:
             found = self._from_scores(cell, metric, scorer)
         if found is None:
             return None
@@ -94,11 +97,19 @@ class Replicates:
 
     def clusters(self, cell: str) -> np.ndarray | None:
         """Prompt numbers of a cell's sequences, or None if they are independent."""
-        if self.root is None:
-            return None
+        return None if self.root is None else self._stored(self.root, cell).clusters
+
+    def _stored(self, root: Path, cell: str) -> CellColumns:
         if cell not in self._columns:
-            self._columns[cell] = cell_columns(self.root, cell)
-        return self._columns[cell].clusters
+            damage: list[CorruptFile] = []
+            self._columns[cell] = cell_columns(root, cell, damage.append)
+            if damage:
+                names = ", ".join(Path(error.path).relative_to(root).as_posix() for error in damage)
+                self.damaged[cell] = (
+                    f"{names} cannot be read ({damage[0].reason}): intervals of the summary stand in for it; the "
+                    "command of the run makes it again"
+                )
+        return self._columns[cell]
 
     def _made(self, cell: str, metric: str, scorer: str) -> tuple[np.ndarray, str]:
         key = (cell, metric, scorer)

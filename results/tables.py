@@ -125,7 +125,8 @@ def _build(summary: pd.DataFrame, notes: Sequence[str], replicates: Replicates) 
             rows.append(TableRow(section, values, cell.id))
     columns = [*builder.columns, TableColumn("flags", "flags", align="left")]
     bold = [BOLD] if best else []
-    footnotes = [*flag_notes, *reasons, *notes, *builder.gaps(notes), *bold, *builder.definitions()]
+    damaged = [replicates.damaged[cell.id] for cell in builder.done if cell.id in replicates.damaged]
+    footnotes = [*flag_notes, *reasons, *notes, *damaged, *builder.gaps(notes), *bold, *builder.definitions()]
     return Table(_name(summary.iloc[0]), columns, rows, footnotes)
 
 

@@ -47,9 +47,9 @@ def figures_command(
         evidence = load_evidence(root)
     except (SchemaError, MixedEvidence) as error:
         raise StorageError(str(error)) from error
-    for problem in evidence.problems:
-        say(f"note: {problem}")
     reports = [report for name in wanted for report in _work(registry, name, evidence, folder, listed)]
+    for problem in [*evidence.problems, *evidence.damaged]:
+        say(f"note: {problem}")
     if as_json:
         print(json.dumps({"folder": str(folder), "figures": reports}, indent=2, ensure_ascii=False))
     else:

@@ -12,7 +12,7 @@ from typing import Any
 from tsdfm_bench.api import MethodInfo, ScorerInfo
 from tsdfm_bench.console import stdout_console
 from tsdfm_bench.errors import BenchError, UsageError
-from tsdfm_bench.registry import Registry, one_line
+from tsdfm_bench.registry import Entry, Registry, check_info, describe, one_line
 from tsdfm_bench.spec import parse_spec
 
 
@@ -57,19 +57,27 @@ def _list(registry: Registry, kind: str, as_json: bool) -> int:
 
 
 def _describe(registry: Registry, kind: str, name: str, as_json: bool) -> int:
+    from tsdfm_bench.guard import shielded
+
     spec = parse_spec(name)
     entry = registry.entry(kind, spec.name)
     cls = registry.load(kind, spec.name)
     facts: dict[str, Any] = {"name": name, "from": entry.owner, "module": entry.target}
     try:
-        facts |= _facts(kind, cls, spec.params())
+        with shielded(describe(entry), cls):
+            facts |= _facts(kind, entry, cls, spec.params())
     except UsageError as error:
         if spec.params():
             raise
         facts |= {"about": _about(cls), "needs": str(error)}  # nothing is wrong: it wants a name after the colon
+    except (BenchError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # whatever a plug-in raises
+        facts |= {"about": _about(cls), "problem": one_line(error)}
+    code = 1 if "problem" in facts else 0
     if as_json:
         print(json.dumps(facts, indent=2, default=_plain))
-        return 0
+        return code
     from rich.table import Table
     from rich.text import Text
 
@@ -81,10 +89,10 @@ def _describe(registry: Registry, kind: str, name: str, as_json: bool) -> int:
         if value not in ("", None, [], {}, ()):
             grid.add_row(Text(key.replace("_", " ")), Text(_readable(value)))
     console.print(grid)
-    return 0
+    return code
 
 
-def _facts(kind: str, cls: Any, params: Mapping[str, object]) -> dict[str, Any]:
+def _facts(kind: str, entry: Entry, cls: Any, params: Mapping[str, object]) -> dict[str, Any]:
     if kind == "methods":
         info: MethodInfo = cls.info
         facts = asdict(info) | {"options": dict(info.options)}
@@ -97,12 +105,8 @@ def _facts(kind: str, cls: Any, params: Mapping[str, object]) -> dict[str, Any]:
         facts.pop("api_version", None)
         reason = cls.available(params) if hasattr(cls, "available") else None
         return facts | {"about": _about(cls), "available": reason or "yes"}
-    try:
-        task = cls.load(params)
-    except BenchError:
-        raise
-    except Exception as error:
-        return {"about": _about(cls), "problem": one_line(error)}
+    task = cls.load(params)
+    check_info(entry, getattr(task, "info", None))
     facts = asdict(task.info)
     facts.pop("api_version", None)
     card = getattr(task, "data_card", None)

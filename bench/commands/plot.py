@@ -65,6 +65,8 @@ def plot_command(
                 drawing.figure, target, drawing.name, drawing.rows, title=drawing.title, notes=drawing.notes
             )
             reports.append((kind, drawing, paths))
+    for sentence in replicates.damaged.values():
+        say(f"note: {sentence}")
     if as_json:
         figures = [
             {

@@ -60,9 +60,9 @@ def verify_command(
         evidence = load_evidence(root)
     except (SchemaError, MixedEvidence) as error:
         raise StorageError(str(error)) from error
-    for problem in evidence.problems:
-        say(f"note: {problem}")
     verdicts = verify(evidence, read, wanted)
+    for problem in [*evidence.problems, *evidence.damaged]:
+        say(f"note: {problem}")
     content = verdicts_json(verdicts, read.title, read.citation, claims.name if claims is not None else "claims.toml")
     if wanted is None:
         _keep(root, content)

@@ -103,7 +103,7 @@ def pinned(subject: Subject) -> str:
     prefix, start, scattered = pins(subject)
     seen, served = [], 0
     for name, mask in (("prefix", start), ("infill", scattered)):
-        request = subject.request(prefix=prefix, pinned=mask)
+        request = subject.request(prefix=prefix.clone(), pinned=mask.clone())
         try:
             tokens = subject.serve(request).tokens
         except Refused as error:

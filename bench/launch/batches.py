@@ -81,7 +81,8 @@ def sample_batches(job: Job, cell: Cell, missing: list[int], phase: Phase, lease
     """
     describe(job, cell)
     job.folder.clear_error(cell.id)
-    reason = ready.method.refuse(request_of(job, cell, missing[0]))
+    with contained():
+        reason = ready.method.refuse(request_of(job, cell, missing[0]))
     if reason is not None:
         job.folder.write_done(cell.id, {"refused": str(reason), "version": job.version(cell)})
         return
@@ -155,12 +156,14 @@ def _pieces(
     for first in range(0, job.batch_size, ready.rows):
         size = min(ready.rows, job.batch_size - first)
         request = request_of(job, cell, batch, rows=size, first=first)
+        pinned = None  # copied before the method could write into its request
+        if request.prefix is not None and request.pinned is not None:
+            pinned = (request.prefix.clone(), request.pinned.clone())
         seed(request.streams.key + batch + (first << 32))
         with contained(), ready.meter.measure(size, tick) as cost, torch.no_grad():
             result = ready.method.sample(request)
         result, given = encode(result, job.task, cell.length)
         texts += given or []
-        pinned = None if request.prefix is None or request.pinned is None else (request.prefix, request.pinned)
         rows.append(check_batch(result, (size, cell.length), job.task.info.vocab_size, pinned))
         costs.append(cost)
     tokens, lengths = (np.concatenate(arrays) for arrays in zip(*rows, strict=True))

@@ -4,7 +4,8 @@ A method or scorer that raised will raise again: trying the same code on the sam
 of thousands of cells its time. So such a failure *lasts*: it is kept with a mark (`Job.mark`) and the cell is tried
 again when the mark changes (another version of the plug-in or of this program, an edited plug-in file, another device
 or time limit), or with `--retry-failed`. A failure that lies in circumstances (files that could not be had or read, a
-full disk, memory that ran out, a process that was killed) is tried again by the same command. A refusal is no failure.
+full disk, memory that ran out, a process that was killed) is tried again by the same command. A refusal is no failure:
+it holds until the version or the plug-in's code changes (`Job.version`).
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ import queue
 import signal
 import sys
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -62,9 +63,12 @@ def serve() -> int:
     """Do the jobs that are named on stdin, in order; 0 at its end."""
     todo: queue.Queue[str | None] = queue.Queue()
     working = threading.Event()
+    jobs = os.fdopen(os.dup(0), encoding="utf-8")
+    with Path(os.devnull).open() as nothing:  # what the jobs run must not read the names of the next ones
+        os.dup2(nothing.fileno(), 0)
 
     def read() -> None:
-        for line in sys.stdin:
+        for line in jobs:
             if line.strip():
                 working.set()
                 todo.put(line.strip())

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tsdfm_bench.api import MetricInfo
 from tsdfm_bench.job import Job
 from tsdfm_bench.launch.failures import read_failure, score_failure_path
+from tsdfm_bench.measuring import find_gauges
 from tsdfm_bench.registry import Entry
 from tsdfm_bench.results.store import CorruptFile, RunFolder, read_json
+from tsdfm_bench.spec import Spec
 
 
 def mark(entry: Entry) -> str:
@@ -62,6 +66,31 @@ def test_a_changed_file_is_tried_again(tmp_path: Path) -> None:
     before = mark(entry)
     file.write_text("a = 2")
     assert mark(entry) != before
+
+
+class Letters:
+    """A metric, as far as measurements are kept for it."""
+
+    info = MetricInfo("mine", "none")
+
+    @classmethod
+    def load(cls, params: Mapping[str, object]) -> Letters:
+        return cls()
+
+
+def test_a_metric_whose_helper_has_changed_measures_again(package: Path) -> None:
+    entry = Entry("metrics", "mine", "marked_package.metric:Mine", "tsdfm-bench-mine", "0.1.0")
+    registry = SimpleNamespace(entry=lambda kind, name: entry, load=lambda kind, name: Letters)
+
+    def code() -> str:
+        (gauge,) = find_gauges([Spec("mine")], registry)  # type: ignore[arg-type]
+        assert not gauge.broken
+        return gauge.code
+
+    before = code()
+    assert code() == before
+    (package / "helper.py").write_text("a = 2")
+    assert code() != before
 
 
 @pytest.mark.parametrize("target", ["no_such_module_at_all:Mine", "", "a/b:c"])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from tsdfm_bench.api import Identity, MethodInfo, MetricInfo, ScorerInfo, TaskInfo
 from tsdfm_bench.errors import PluginError, UsageError
-from tsdfm_bench.registry import Registry
+from tsdfm_bench.plan import identify
+from tsdfm_bench.registry import Entry, Registry, check_info
 
 GOOD = """
 from tsdfm_bench.api import MethodInfo
@@ -70,6 +73,42 @@ def test_an_installed_plugin_of_every_kind_is_listed_and_loaded(index: Index, ki
     index.add("acme-thing", "class Thing:\n    load = None\n", kind=kind)
     with pytest.raises(PluginError, match=r"acme-thing.* lacks "):
         Registry().load(kind, "thing")
+
+
+RECORDS = {
+    "sources": MethodInfo("mine", "test", sources="uniform"),  # type: ignore[arg-type]
+    "options": MethodInfo("mine", "test", options={"k": 3}),  # type: ignore[dict-item]
+    "uses_steps": MethodInfo("mine", "test", uses_steps=None),  # type: ignore[arg-type]
+    "vocab_size": MethodInfo("mine", "test", vocab_size="27"),  # type: ignore[arg-type]
+    "needs": MetricInfo("mine", "none", needs=None),  # type: ignore[arg-type]
+    "references": TaskInfo("mine", "t@0", 27, 8, "sha256:0", references="real"),  # type: ignore[arg-type]
+    "window": ScorerInfo("mine", "Mine", "0", "token", "float32", window=None, stride=1),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("field", RECORDS)
+def test_a_record_that_holds_something_else_is_said_by_its_field(field: str) -> None:
+    info = RECORDS[field]
+    kind = type(info).__name__.removesuffix("Info").lower() + "s"
+    with pytest.raises(PluginError, match=rf"'mine' of acme 1: {field} of its info is .*, not (a |True)"):
+        check_info(Entry(kind, "mine", "acme:Mine", "acme", "1"), info)
+
+
+def test_a_record_as_the_contract_has_it_is_taken() -> None:
+    info = MethodInfo("mine", "test", vocab_size=27, sources=("mask",), options={"k": ("1", "2"), "file": "a path"})
+    check_info(Entry("methods", "mine", "acme:Mine", "acme", "1"), info)
+
+
+def test_an_identity_of_something_else_is_said() -> None:
+    class Mine:
+        info = MethodInfo("mine", "test")
+
+        @classmethod
+        def identify(cls, params: Mapping[str, object]) -> Identity:
+            return Identity(Path("weights"), "sha256:0")  # type: ignore[arg-type]
+
+    with pytest.raises(PluginError, match=r"method 'mine': checkpoint of its identity is .*, not a string"):
+        identify(Mine, {})
 
 
 def test_built_ins_are_listed_first(index: Index) -> None:

@@ -82,6 +82,18 @@ def test_sequences_of_one_cell_are_paired(cell: Make, tmp_path: Path) -> None:
     assert apart.needed > 64
 
 
+def test_damaged_columns_are_said_and_the_intervals_of_the_summary_used(cell: Make, tmp_path: Path) -> None:
+    a, b = (schema.from_rows(cell("dfm", {"s": ppl}, 3.8, steps=8)) for ppl in (50.0, 30.0))
+    path = columns_path(tmp_path, "gen-ppl", a["cell"][0])
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"PK damaged")
+    found = compare_runs(a, b, roots=(tmp_path, None), names=("a", "b"))
+    alone = compare_runs(a, b, names=("a", "b"))
+    assert repr(found.changes) == repr(alone.changes)
+    (note,) = (note for note in found.notes if "cannot be read" in note)
+    assert note.startswith(f"a: columns/gen-ppl/{path.name}")
+
+
 @pytest.mark.parametrize("column", ["scorer_revision", "scorer_dtype", "definition", "unit"])
 def test_numbers_of_different_meaning_are_listed_not_subtracted(cell: Make, column: str) -> None:
     a, b = (cell("dfm", {"s": 50.0}, 3.8, steps=8) for _ in range(2))

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from tsdfm_bench.results import render, schema
+from tsdfm_bench.results.columns import columns_path
 from tsdfm_bench.results.numbers import plain, whole, with_interval
 from tsdfm_bench.results.tables import (
     LonePerplexity,
@@ -380,6 +382,18 @@ def test_only_a_best_row_that_can_be_told_apart_is_bold(cell: Callable[..., Rows
     assert bold(60.0, 50.0) == ["b"]
     assert bold(50.0, 51.0) == []
     assert bold(50.0, 60.0, entropy=2.0) == []  # collapsed: it does not compete, and alone nobody is the best
+
+
+def test_a_table_with_damaged_columns_says_so(cell: Callable[..., Rows], tmp_path: Path) -> None:
+    rows = [*cell("a", {"s": 50.0}, 3.8), *cell("b", {"s": 60.0}, 3.8)]
+    path = columns_path(tmp_path, "gen-ppl", rows[0]["cell"])
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"PK damaged")
+    summary = lower(rows)
+    table, alone = main_table(summary, root=tmp_path), main_table(summary)
+    assert table.rows == alone.rows
+    (note,) = (note for note in table.footnotes if note not in alone.footnotes)
+    assert note.startswith(f"columns/gen-ppl/{path.name} cannot be read")
 
 
 def test_many_rows_are_compared_with_the_best_together(cell: Callable[..., Rows]) -> None:

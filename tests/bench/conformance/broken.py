@@ -262,6 +262,16 @@ class Forgets(Good):
         return super().sample(replace(request, prefix=None, pinned=None))
 
 
+@spoil("pinned-rewritten")
+class Rewrites(Good):
+    """Writes other tokens into its own request, and keeps those."""
+
+    def sample(self, request):
+        if request.prefix is not None and self.denoiser is None:
+            request.prefix.zero_()
+        return super().sample(request)
+
+
 @spoil("pinned-peeks")
 class Peeks(Good):
     """Copies the held-out token beside the pinned ones."""
