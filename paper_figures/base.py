@@ -193,8 +193,9 @@ def _default(cell: EvidenceCell) -> bool:
 
 
 def scenes(evidence: Evidence) -> list[Scene]:
-    """One scene per text setting with generators, those with most rows first."""
-    return [Scene(evidence, group) for group in evidence.groups]
+    """One scene per text setting with generators: those that compare most methods first, then those with most rows."""
+    found = [Scene(evidence, group) for group in evidence.groups]
+    return sorted(found, key=lambda scene: -len({cell.first["method"] for cell in scene.cells}))
 
 
 def named(name: str, scene: Scene, others: list[Scene]) -> str:
