@@ -252,7 +252,8 @@ class ShortcutObjective:
         big, small = large.nonzero().squeeze(1), (~large).nonzero().squeeze(1)
         if big.numel():
             live = self.semi_teacher == "live"
-            network.eval() if live else None
+            training = network.training
+            network.train(training and not live)
             target = shortcut_target(
                 network if live else self.ema,
                 x_t[big],
@@ -263,7 +264,7 @@ class ShortcutObjective:
                 self.rule,
                 self.choose,
             )
-            network.train() if live else None
+            network.train(training)
             require_finite(target, "the shortcut teacher's logits", draws.rows(big))
             rows = rows.index_put((big,), losses.forward_kl(target, student[big]).mean(dim=1))
         if small.numel():
