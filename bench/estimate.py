@@ -8,8 +8,9 @@ The result is an estimate: steps that are skipped because nothing can change, an
 into account only roughly (`expected_calls`), and computing the metrics is not included. Peak memory is measured in the
 same calls: the device's, or on a CPU that of the whole process. It depends on how many positions one call has to draw,
 and that on one over the number of steps; without steps, on the tokens that are kept. So it is measured twice and taken
-to be linear. A peak that the run folder holds counts for cells with as many steps, or between the most and the fewest
-steps of several.
+to be linear; without steps the second time on a quarter of the length at least, lest what a process takes in by the
+way counts as if it grew with every token. A peak that the run folder holds counts for cells with as many steps, or
+between the most and the fewest steps of several.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from tsdfm_bench.scoring import Judge
 
 TIMED_STEPS = 4
-MEMORY = 4  # so many times the steps, or tokens, in the second measurement of memory
+MEMORY = 4  # so many times the steps, or tokens, in the second measurement of memory; or one in so many of all tokens
 TIMED_TOKENS = 12  # of methods without steps: one token a call
 COSTS_READ = 3  # cells per network whose stored costs are looked at
 BYTES_PER_TOKEN = 4
@@ -246,7 +247,7 @@ class Estimator:
 
     def _method_key(self, planned: PlannedCell) -> str:
         cell = planned.cell
-        about = {"group": planned.group, "length": cell.length, "steps": cell.steps is None, "draw": cell.draw, "v": 2}
+        about = {"group": planned.group, "length": cell.length, "steps": cell.steps is None, "draw": cell.draw, "v": 3}
         return self._key("method", about | {"batch_size": self.job.batch_size})
 
     def _stored_rate(self, group: Sequence[PlannedCell]) -> Rate | None:
@@ -296,7 +297,7 @@ class Estimator:
                 method.sample(_request(job, short, job.batch_size))
             calls = next(iter(cost.calls.values()), 0) or expected_calls(short)
             rate = Rate(cost.seconds / calls, peak_bytes=cost.peak_memory_bytes, extent=_extent(short))
-            longer = _shortened(max(group, key=_steps).cell, MEMORY)
+            longer = _shortened(max(group, key=_steps).cell, for_memory=True)
             if _extent(longer) == _extent(short):
                 return rate
             with meter.measure(job.batch_size) as more:
@@ -417,11 +418,12 @@ def _steps(planned: PlannedCell) -> int:
     return planned.cell.steps or planned.cell.length
 
 
-def _shortened(cell: Cell, times: int = 1) -> Cell:
-    """The cell with few steps, or without steps with few tokens."""
+def _shortened(cell: Cell, for_memory: bool = False) -> Cell:
+    """The cell with few steps, or without steps with few tokens; more of both for the second measurement of memory."""
     if cell.steps is None:
-        return replace(cell, length=min(times * TIMED_TOKENS, cell.length), prefix="")
-    return replace(cell, steps=min(times * TIMED_STEPS, cell.steps), prefix="")
+        tokens = max(TIMED_TOKENS * MEMORY, cell.length // MEMORY) if for_memory else TIMED_TOKENS
+        return replace(cell, length=min(tokens, cell.length), prefix="")
+    return replace(cell, steps=min(TIMED_STEPS * (MEMORY if for_memory else 1), cell.steps), prefix="")
 
 
 def _request(job: Job, cell: Cell, rows: int) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +13,9 @@ import pytest
 from tsdfm_bench.budget import about, parse_budget
 from tsdfm_bench.errors import UsageError
 from tsdfm_bench.estimate import Estimate, Estimator
+from tsdfm_bench.plan import Cell, PlannedCell
 from tsdfm_bench.results.files import write_json
+from tsdfm_bench.results.store import RunFolder
 
 if TYPE_CHECKING:
     from conftest import Here
@@ -276,8 +280,6 @@ def test_a_measurement_at_one_number_of_steps_is_made_again_for_others(here: Her
 
 def test_memory_is_linear_between_two_measurements(here: Here) -> None:
     """In one over the steps, because a call then draws so many positions; without steps, in the tokens kept."""
-    from types import SimpleNamespace
-
     from tsdfm_bench.estimate import Rate
 
     def at(steps: int | None, length: int = 64) -> Any:
@@ -300,3 +302,29 @@ def test_memory_is_measured_twice_where_cells_have_more_steps(here: Here) -> Non
         "sample 0 x8 steps 2",
         "sample 0 x8 steps 16",
     ]
+
+
+@pytest.mark.parametrize(("length", "measured"), [(1024, [12, 12, 256]), (64, [12, 12, 48]), (8, [8, 8])])
+def test_memory_without_steps_is_measured_on_a_quarter_of_the_tokens(
+    length: int, measured: list[int], tmp_path: Path
+) -> None:
+    """Else 20 MB that a process takes in between 12 and 48 tokens count as half a gigabyte at 1,024."""
+    lengths = []
+
+    class OneByOne:
+        @classmethod
+        def load(cls, params: dict[str, Any], device: str) -> OneByOne:
+            return cls()
+
+        def networks(self) -> dict[str, Any]:
+            return {}
+
+        def sample(self, request: Any) -> None:
+            lengths.append(request.length)
+
+    registry = SimpleNamespace(load=lambda kind, name: OneByOne)
+    job: Any = SimpleNamespace(registry=registry, folder=RunFolder(tmp_path), device="cpu", threads=1, batch_size=4)
+    about: dict[str, Any] = {"weights": "none", "task": "toy", "tokenizer": "none", "data_hash": "none"}
+    planned = PlannedCell(Cell("method", "one_by_one", {}, **about, length=length, steps=None, source=None))
+    assert Estimator(job, cache=tmp_path).rate(planned, [planned]) is not None
+    assert lengths == measured
