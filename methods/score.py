@@ -13,6 +13,7 @@ Reference: arXiv 2310.16834 (the ratios and their reverse steps); the implied ra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -21,11 +22,11 @@ from torch import Tensor
 from tsdfm_bench.api import plain
 
 _SUM_ELEMENTS = 1 << 17
-_ORDINARY = 60.0  # far from where float32's exponential overflows or loses bits, 88
+_ORDINARY = math.exp(-60.0), math.exp(60.0)  # sums far from where float32's exponential overflows or loses bits
 
 
-def log_sum_exp(x: Tensor, without: Tensor | None = None) -> Tensor:
-    """logsumexp over the last dimension, in pieces that stay in the cache.
+def sum_exp(x: Tensor, without: Tensor | None = None) -> Tensor:
+    """Sums of e^x over the last dimension, in pieces that stay in the cache.
 
     Args:
         x: (n, K) fp32.
@@ -37,18 +38,18 @@ def log_sum_exp(x: Tensor, without: Tensor | None = None) -> Tensor:
     rows = max(1, _SUM_ELEMENTS // x.shape[1])
 
     def reduced(reduce: Callable[[Tensor], Tensor]) -> Tensor:
-        parts = [x.new_zeros(0)]
-        for begin in range(0, x.shape[0], rows):
-            part = x[begin : begin + rows]
-            if without is not None:
-                part = part.scatter(1, without[begin : begin + rows], -torch.inf)
-            parts.append(reduce(part))
-        return torch.cat(parts)
+        parts = list(x.split(rows))
+        if without is not None:
+            columns = without.split(rows)
+            parts = [part.scatter(1, left, -torch.inf) for part, left in zip(parts, columns, strict=True)]
+        sums = [reduce(part) for part in parts]
+        return sums[0] if len(sums) == 1 else torch.cat(sums)
 
-    total = x.new_full((), torch.inf) if plain() else reduced(lambda part: part.exp().sum(dim=1)).log_()
-    if not bool((total.abs() < _ORDINARY).all()):  # logits of ordinary size need no shift
-        total = reduced(lambda part: torch.logsumexp(part, dim=1))
-    return total.double()
+    if not plain():
+        total = reduced(lambda part: part.exp().sum(dim=1))
+        if bool(((total > _ORDINARY[0]) & (total < _ORDINARY[1])).all()):  # logits of ordinary size need no shift
+            return total.double()
+    return reduced(lambda part: torch.logsumexp(part, dim=1)).double().exp_()
 
 
 def uniform_weights(ratios: Tensor, z: Tensor, scale: Tensor, analytic: bool) -> Tensor:

@@ -43,7 +43,7 @@ from tsdfm_bench.methods.core.schedule import LogLinear, Schedule
 from tsdfm_bench.methods.core.source import Source
 from tsdfm_bench.methods.core.state import State
 from tsdfm_bench.methods.core.visits import Visit, places_visit, uniforms_of_steps
-from tsdfm_bench.methods.score import log_sum_exp
+from tsdfm_bench.methods.score import sum_exp
 from tsdfm_bench.methods.sedd_uniform import UniformKernel
 
 SAMPLERS = ("analytic", "euler")
@@ -95,7 +95,7 @@ class AbsorbKernel(Kernel):
         """The sum of S over the real tokens at n masked places, (n,) fp64."""
         if self.posterior.denoiser.kind == "x0_logits":
             return torch.expm1(self.posterior.schedule.sigma(visit.t)).reciprocal()[visit.at_rows]
-        return log_sum_exp(logits).exp_()
+        return sum_exp(logits)
 
     def step(self, state: State, visit: Visit) -> None:
         """Reveal, or not, every masked position of the visit."""
@@ -108,9 +108,9 @@ class AbsorbKernel(Kernel):
             self._race(state, visit, logits, reveal)
             return
         revealed = visit.uniform("leave", state.streams) < reveal
-        chosen = visit.keep(revealed)
-        if chosen.at_rows.numel() == 0:
+        if not bool(revealed.any()):
             return
+        chosen = visit.keep(revealed)
         tokens = self.posterior.draw(logits[revealed], chosen.uniform("token", state.streams))
         state.write(chosen.state_rows, chosen.at_positions, tokens)
 

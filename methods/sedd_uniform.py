@@ -37,9 +37,9 @@ from tsdfm_bench.methods.core.visits import Visit, bernoulli_events, every_step,
 from tsdfm_bench.methods.score import (
     implied_posterior,
     implied_ratios,
-    log_sum_exp,
     most_ratios,
     normalised,
+    sum_exp,
     uniform_weights,
 )
 
@@ -152,7 +152,7 @@ class UniformKernel(Kernel):
         if not self.posterior.sharpen.neutral:
             return torch.ones_like(scale)  # the ratios after temperature are not known without the whole row
         size = logits.shape[1]
-        others = log_sum_exp(logits, z[:, None]).exp()
+        others = sum_exp(logits, z[:, None])
         spread = (1 - scale) / size
         leaving = spread / scale * others
         staying = ((1 - spread * (others + 1)) / scale * (scale + spread)).clamp_min(0.0)
