@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tsdfm_bench import __version__
 from tsdfm_bench.plan import tidy_path
 from tsdfm_bench.results.files import read_json, write_json
-from tsdfm_bench.results.store import CorruptFile, RunFolder
+from tsdfm_bench.results.store import CorruptFile
 
 if TYPE_CHECKING:
     from tsdfm_bench.registry import Registry
@@ -104,9 +104,9 @@ def describe(registry: Registry, device: str | None, threads: int, argv: Sequenc
     }
 
 
-def record(folder: RunFolder, entry: Mapping[str, Any]) -> None:
-    """Append a record to provenance.json; a command that is repeated unchanged replaces its last record."""
-    path = folder.root / FILE
+def record(folder: Path, entry: Mapping[str, Any]) -> None:
+    """Append a record to a folder's provenance.json; a command that is repeated unchanged replaces its last record."""
+    path = folder / FILE
     runs: list[Any] = []
     if path.exists():
         try:

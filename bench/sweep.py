@@ -253,7 +253,7 @@ def run(sweep: Sweep, reporter: Reporter) -> Result:
     sweep = replace(sweep, hidden=hidden)
     job = replace(make_job(sweep), say=lambda text: reporter.note(text, style="yellow"))
     freeze(sweep, job)
-    provenance.record(folder, provenance.describe(sweep.registry, job.device, job.threads))
+    provenance.record(folder.root, provenance.describe(sweep.registry, job.device, job.threads))
     for problem in sweep.registry.broken_files.values():
         reporter.note(str(problem), style="yellow")
     introduce(sweep.judges, [planned.cell for planned in sweep.plan.cells], job)

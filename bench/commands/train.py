@@ -18,7 +18,7 @@ from tsdfm_bench.launch.settings import LauncherSettings, launcher_settings
 from tsdfm_bench.launch.several import LEASED
 from tsdfm_bench.launch.slurm_settings import check_launcher, parse_option
 from tsdfm_bench.launch.training import Alone, StageBusy, leave_progress
-from tsdfm_bench.provenance import available_threads, command_line
+from tsdfm_bench.provenance import available_threads, command_line, describe, record
 from tsdfm_bench.registry import Registry
 from tsdfm_bench.spec import parse_spec, split_list
 from tsdfm_bench.summary import reason_of
@@ -105,7 +105,9 @@ def train_command(
     if report:
         from tsdfm_bench.commands.train_report import report_command
 
-        return report_command(recipe, folder, stages, as_json, reporter)
+        code = report_command(recipe, folder, stages, as_json, reporter)
+        _record(Registry(), folder)
+        return code
     settings = launcher_of(launcher or {})
     if settings.name != "inline":
         if minutes is not None:
@@ -127,6 +129,8 @@ def train_command(
     held = rank > 0 or LEASED in os.environ  # by the first process, or by who has started this one
     alone = None if held else Alone(folder, settings.lease_s, reporter)
     display = _Display(reporter, deadline, alone, folder if processes > 1 and rank == 0 else None)
+    if not held:
+        _record(registry, folder)
     try:
         judge = find_judge(loaded, recipe, folder, registry)
         refused = train_recipe(
@@ -154,6 +158,14 @@ def train_command(
         reporter.note(reason, style="red")
     reporter.note(f"Trained networks: {folder}. Use them: tsdfm-bench run --checkpoint {folder}")
     return 1 if refused else 0
+
+
+def _record(registry: Registry, folder: Path) -> None:
+    """Keep when, with what and on what the networks of a folder are made, beside them."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    record(folder, describe(registry, device, torch.get_num_threads()))
 
 
 def _interrupted(folder: Path) -> str:
@@ -190,6 +202,7 @@ def _launched(
     from tsdfm_bench.launch.training import TrainFolder, train_works
 
     works = train_works(scale, recipe, folder, stages, task, threads, lease_s=settings.lease_s)
+    _record(Registry(), folder)
     try:
         with terminable(), noted(TrainFolder(folder), settings.name):
             results = find_launcher(settings).train(works, folder, reporter)

@@ -47,6 +47,18 @@ def test_a_small_recipe_is_trained_once(here: Here) -> None:
     assert "mdlm: trained already" in here.cli(*GIVEN).stderr
 
 
+def test_where_trained_networks_come_from_is_kept_beside_them(here: Here) -> None:
+    """As beside the results of a run; the same command again is no second record."""
+    (here.folder / "toy.toml").write_text(RECIPE.format(steps=6))
+    for launcher in ((), ("--launcher", "local", "--jobs", "1"), ()):
+        assert here.cli(*GIVEN, *launcher).exit_code == 0
+        (made,) = json.loads((here.folder / "trained" / "provenance.json").read_text())["runs"]
+        assert made["versions"].keys() >= {"python", "tsdfm-bench", "torch"}
+        assert made["device"] in ("cpu", "cuda")
+        assert made["threads"] == 1
+        assert str(here.folder) not in json.dumps(made)
+
+
 def test_a_training_is_planned(here: Here) -> None:
     """What it needs of memory and operations, as `train --dry-run` says it; nothing is trained."""
     (here.folder / "toy.toml").write_text(RECIPE.format(steps=6))
