@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tsdfm_bench.console import say, stdout_console
 from tsdfm_bench.errors import BenchError, PluginError, StorageError
+from tsdfm_bench.guard import shielded
 from tsdfm_bench.registry import Registry, one_line
 from tsdfm_bench.results.store import RECORDED
 
@@ -71,7 +72,7 @@ def _work(registry: Registry, name: str, evidence: Evidence, folder: Path, liste
     report: dict[str, Any] = {"figure": name, "name": name, "title": "", "notes": [], "missing": [], "files": []}
     try:
         return _draw(registry, report, evidence, folder, listed)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return [_failed(report, error)]
 
 
@@ -83,10 +84,12 @@ def _draw(
     from tsdfm_bench.paper_figures.save import mark_stale
 
     entry = report["figure"]
-    figure: PaperFigure = registry.load("figures", entry)()
-    report["title"] = str(figure.title)
+    cls = registry.load("figures", entry)
     try:
-        made: list[Made] = figure.make(evidence)
+        with shielded(f"figure '{entry}'", cls):
+            figure: PaperFigure = cls()
+            report["title"] = str(figure.title)
+            made: list[Made] = figure.make(evidence)
     except NothingToDraw as error:
         stale = [] if listed else mark_stale(folder, entry, str(error))
         reason = f"{error}. {_remedy(getattr(figure, 'sweep', ''))}".replace("..", ".")
@@ -119,7 +122,7 @@ def _state(one: Made, folder: Path, entry: str, listed: bool) -> dict[str, Any]:
     }
 
 
-def _failed(report: dict[str, Any], error: Exception) -> dict[str, Any]:
+def _failed(report: dict[str, Any], error: BaseException) -> dict[str, Any]:
     from tsdfm_bench.results.store import StoreError
 
     known = isinstance(error, BenchError | StoreError)

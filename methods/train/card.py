@@ -16,6 +16,7 @@ from tsdfm_bench.methods.train.objectives import TIME_EPS
 from tsdfm_bench.methods.train.recipe import Recipe, Stage
 from tsdfm_bench.methods.train.trainer import NO_INFLUENCE, TrainingResult
 
+CARD_FILE = "README.md"
 _BOUND = {
     "ar": "exact NLL",
     "mdlm": "NELBO (upper bound)",
@@ -51,6 +52,8 @@ def about_weights(
             "standard_error": round(result.bound_error, 4),
         },
     }
+    if text.citation:
+        about["text"] = text.citation
     if stage.kind == "sedd":
         about["parameterisation"] = stage.options.get("parameterisation", "score")
         about["schedule"] = "log-linear"
@@ -111,6 +114,12 @@ def total_tokens(folder: Path) -> int:
     return int(config.get("tokens_seen", 0)) + int(config.get("tokens_seen_before", 0))
 
 
+def complete_card(folder: Path) -> None:
+    """Write the `README.md` that an end between it and `config.json` has left out."""
+    if not (folder / CARD_FILE).is_file():
+        write_card(folder)
+
+
 def write_card(folder: Path) -> None:
     """Write `README.md` of a checkpoint folder from its `config.json`."""
     config = read_config(folder)
@@ -131,6 +140,7 @@ def write_card(folder: Path) -> None:
     facts = {
         "network": f"{geometry}, vocabulary {network['vocab_size']:,}",
         "text": f"task `{config['task']}`, training split, {config['data_hash'][:19]}",
+        **({"source of the text": " ".join(config["text"].split()).replace("|", "\\|")} if "text" in config else {}),
         "tokenizer": f"`{config['tokenizer']}`",
         "started from": stage.get("start_from") or stage.get("teacher") or "nothing",
         "training": f"{config['steps']:,} steps of {training['batch']} windows, {training['optimizer']}, {schedule}",
@@ -148,7 +158,6 @@ def write_card(folder: Path) -> None:
         *(f"| {name} | {value} |" for name, value in facts.items()),
         "",
         f"Made by `tsdfm-bench train {config['scale']} --only {folder.name}`.",
-        "The text is in the public domain; the weights are under Apache-2.0.",
         "",
     ]
-    replace_file(folder / "README.md", lambda path: path.write_text("\n".join(lines), encoding="utf-8"))
+    replace_file(folder / CARD_FILE, lambda path: path.write_text("\n".join(lines), encoding="utf-8"))

@@ -23,7 +23,7 @@ from tsdfm_bench.methods.nets.causal import CausalTransformer
 from tsdfm_bench.methods.nets.compass import Compass
 from tsdfm_bench.methods.nets.pretrained import CONFIG_FILE, PretrainedNetwork, read_config, replace_file
 from tsdfm_bench.methods.train.build import build_network, build_objective
-from tsdfm_bench.methods.train.card import about_weights, changed_settings, weights_hash, write_card
+from tsdfm_bench.methods.train.card import about_weights, changed_settings, complete_card, weights_hash, write_card
 from tsdfm_bench.methods.train.compass import CompassObjective
 from tsdfm_bench.methods.train.compass_report import CompassReport, Judge, examine
 from tsdfm_bench.methods.train.data import Draws, TrainingText
@@ -67,6 +67,7 @@ def training_text(task: Task, judges: Callable[[str], Judge] | None = None) -> T
         block=streams.block,
         energy=None if exact is None else lambda source: exact("energy", source),
         judges=judges,
+        citation=info.citation,
     )
 
 
@@ -298,6 +299,7 @@ def train_recipe(
     refused: dict[str, str] = {}
     for stage in recipe.select(only):
         if is_trained(stage, recipe, text, folder):
+            complete_card(folder / stage.name)
             announce(f"{stage.name}: trained already")
             continue
         if held := [need for need in stage.needs if need in refused]:

@@ -93,6 +93,7 @@ class TrainingText:
         block: windows start at multiples of this (packed blocks of that length); 0 = anywhere.
         energy: source -> exact energy of noised states, for tasks whose law is known (see `ExactHook.oracle`).
         judges: spec of a scorer -> judge, (n, length) int64 finished sequences -> (n,) nats per unit; None: no scorers.
+        citation: source and licence of the text, as its task gives them.
     """
 
     name: str
@@ -105,6 +106,7 @@ class TrainingText:
     judges: Callable[[str], Callable[[np.ndarray], np.ndarray]] | None = None
     end_of_text: int = 0
     block: int = 0
+    citation: str = ""
 
     def __post_init__(self) -> None:
         for split, stream in self.streams.items():

@@ -231,14 +231,21 @@ def test_a_plugin_figure_and_a_broken_one(results: Path, tmp_path: Path) -> None
         "    def make(self, evidence):\n"
         "        return [Made('mine', 'mine', [], table=Table('mine', [TableColumn('a', 'a')], []))]\n"
         "class Broken(Mine):\n    def make(self, evidence):\n        raise KeyError('x')\n"
-        "FIGURES = {'mine': Mine, 'broken': Broken}\n"
+        "import os\n"
+        "class Leaving(Mine):\n    def make(self, evidence):\n        os._exit(0)\n"
+        "class Loud(Mine):\n    def make(self, evidence):\n        os.chdir('/')\n"
+        "        print('loud')\n        return super().make(evidence)\n"
+        "FIGURES = {'mine': Mine, 'broken': Broken, 'leaving': Leaving, 'loud': Loud}\n"
     )
     words = ("figures", "--results", results, "--out", tmp_path / "out", "--plugin", file, "--json", "--only")
     assert invoke(*words, "mine").exit_code == 0
     assert (tmp_path / "out" / "mine.md").exists()
-    both = invoke(*words, "mine,broken")
-    assert both.exit_code == 1
-    assert [report["state"] for report in json.loads(both.stdout)["figures"]] == ["drawn", "failed"]
+    here = Path.cwd()
+    several = invoke(*words, "mine,broken,leaving,loud")
+    assert several.exit_code == 1
+    states = [report["state"] for report in json.loads(several.stdout)["figures"]]
+    assert states == ["drawn", "failed", "failed", "drawn"]
+    assert Path.cwd() == here
 
 
 @pytest.mark.parametrize("figure", [Frontier, Speed])

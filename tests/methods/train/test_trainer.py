@@ -330,9 +330,21 @@ def test_every_kind_of_network_trains_in_dependency_order_and_is_not_trained_twi
         assert f"{config['validation']['value']:.4f}" in card
     assert not any((tmp_path / command.STATE_FOLDER).glob("*"))
     said.clear()
+    (tmp_path / "ar" / "README.md").unlink()  # as an end between its files leaves them
     command.train_recipe(recipe, TEXT, tmp_path, announce=said.append)
     assert all("trained already" in line for line in said)
     assert len(said) == len(recipe.stage)
+    assert (tmp_path / "ar" / "README.md").is_file()
+
+
+def test_a_card_cites_the_text_as_its_task_does(tmp_path) -> None:
+    """And says nothing of licences by itself: the text may be anybody's."""
+    text = replace(TEXT, citation="A corpus | CC BY-SA")
+    command.train_recipe(miniature(), text, tmp_path, only=["ar"])
+    card = (tmp_path / "ar" / "README.md").read_text()
+    assert "| source of the text | A corpus \\| CC BY-SA |" in card
+    assert "public domain" not in card
+    assert "Apache" not in card
 
 
 def test_what_the_generalised_kl_trains_is_sampled_at_the_times_it_saw(tmp_path) -> None:
