@@ -335,10 +335,18 @@ class TrainingStreams:
 
 
 class TrainableHook(Protocol):
-    """Optional method of a task: without it `tsdfm-bench train` refuses the task with that reason."""
+    """Optional methods of a task: without the first `tsdfm-bench train` refuses the task with that reason.
+
+    Metrics see the training text through `training_at_hand` where a task has it, else through `training_streams`:
+    judging samples should not begin with the download of a large corpus.
+    """
 
     def training_streams(self) -> TrainingStreams:
         """Training and validation tokens; raises `AssetError` if the text cannot be obtained."""
+        ...
+
+    def training_at_hand(self) -> TrainingStreams | None:
+        """The same if they are ready to be read, else None."""
         ...
 
 
@@ -518,9 +526,10 @@ class CellData:
         cost: measured cost of sampling (see `CostRecord`), or None for reference rows.
         seed: root seed, for metrics that need randomness of their own.
         law: the exact law of the task's text, or None if it has none.
-        training: gives the task's training text, or None if it offers none.
+        training: gives the task's training text, or None if it offers none or has none at hand.
         prompt: (n, given) the tokens that every sequence was given to continue, or None. Everything above is about the
             continuation alone; scorers have read both, and features are of both.
+        typed: the prompt is a text of the user's, the same for all, and not held-out text.
         infilling: the whole sequences, where scattered places were given, or None. Everything above is then about the
             tokens filled in alone, moved together to the left (`pieces` tells which are neighbours); of a scorer's
             units, those with at least one character that was filled in, and `bytes` are theirs.
@@ -539,6 +548,7 @@ class CellData:
     law: ExactLaw | None = None
     training: Callable[[], TrainingStreams] | None = None
     prompt: np.ndarray | None = None
+    typed: bool = False
     infilling: Infilling | None = None
 
     def pieces(self) -> list[list[np.ndarray]]:

@@ -34,7 +34,12 @@ def prompt_length(setting: str, task: Task) -> int:
     what, _, argument = setting.partition(" ")
     if what == "held-out":
         return int(argument)
-    return len(task.encode(argument)) if what == "text" else 0
+    return len(task.encode(argument)) if is_typed(setting) else 0
+
+
+def is_typed(setting: str) -> bool:
+    """Whether what is pinned is a text of the user's, the same in every sequence."""
+    return setting.partition(" ")[0] == "text"
 
 
 def prompts_of(samples: Samples, given: int) -> Samples:

@@ -14,6 +14,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from tsdfm_bench.api import (
     TrainingStreams,
 )
 from tsdfm_bench.conditioning import pinned_tokens
-from tsdfm_bench.continuation import prompt_length
+from tsdfm_bench.continuation import is_typed, prompt_length
 from tsdfm_bench.errors import BenchError, PluginError, UsageError
 from tsdfm_bench.guard import is_own, shielded
 from tsdfm_bench.infilling import (
@@ -263,9 +264,11 @@ class Measurer:
         """Hash of everything a measurement depends on."""
         scored = [cell, *(c for c in (self.real, self.other) if c is not None)] if gauge.needs else []
         infilled = {"infilled": ABOUT} if is_infilling(cell.prefix) else {}
+        training = {} if gauge.needs or self._at_hand is None else {"training": self._at_hand.data_hash}
         return json_hash(
             {
                 **infilled,
+                **training,
                 "cell": cell.id,
                 "samples": self.samples,
                 "prompt": prompt_length(cell.prefix, self.task),
@@ -406,7 +409,7 @@ class Measurer:
         return self._kept[cell.id]
 
     def _read(self, cell: Cell) -> CellData:
-        n, training = self.samples, getattr(self.task, "training_streams", None)
+        n, training = self.samples, self._training()
         samples = read_tokens(self.folder, cell.id, -(-n // self.batch_size))
         tokens, lengths = samples.tokens[:n], samples.lengths[:n]
         texts, prompt = texts_of(samples, self.task)[:n], None
@@ -444,8 +447,23 @@ class Measurer:
             law=getattr(self.task, "law", None) if self.task.info.law else None,
             training=None if training is None else lambda: _lent(training()),
             prompt=prompt,
+            typed=prompt is not None and is_typed(cell.prefix),
             infilling=infilling,
         )
+
+    @cached_property
+    def _at_hand(self) -> TrainingStreams | None:
+        """The training text of a task that need not have it at hand; None if it has not, or is another task."""
+        at_hand = getattr(self.task, "training_at_hand", None)
+        streams: TrainingStreams | None = None if at_hand is None else at_hand()
+        return streams
+
+    def _training(self) -> Callable[[], TrainingStreams] | None:
+        """Gives the task's training text; None if it offers none, or has none at hand."""
+        if not hasattr(self.task, "training_at_hand"):
+            return getattr(self.task, "training_streams", None)
+        streams = self._at_hand
+        return None if streams is None else lambda: streams
 
     def _reference(self, cell: Cell) -> CellData:
         """A reference as its own record, without references of its own."""

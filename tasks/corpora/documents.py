@@ -21,9 +21,11 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+from unittest import mock
 
 from tsdfm_bench.errors import AssetError, BenchError, UsageError, hub_reason, unknown_name
 from tsdfm_bench.tasks.assets import hub_refusal
@@ -36,6 +38,7 @@ CUTS = ("file", "line", "paragraph")
 HELD_OUT_PERCENT = 2
 HASHED, HALVED = "hashed", "halved"
 _NAMED_SPLIT = {"train": "train", "valid": "validation", "val": "validation", "dev": "validation", "test": "test"}
+_GOES_ON = r"(?![a-z])|(?:ation|ing|s|set|data|split)(?![a-z])"  # "testset", "training-1", but not "testament"
 _PARAGRAPH = re.compile(r"\n[ \t]*\n")
 
 
@@ -202,7 +205,8 @@ def _local(name: str, place: Path, column: str, cut: str, corpus: Corpus | None)
         held_out = {HASHED: "by hash", HALVED: "files of one name, halved by hash"}
         how = next((held_out[role] for role in roles.values() if role in held_out), "files named so")
         citation = f"{corpus.citation}; {citation}; held out: {how}"
-    return Source(name, f"files 3 {stamp.hexdigest()} {column} {cut}", read, citation)
+    cleaned = f" {clean.__name__}" if clean else ""
+    return Source(name, f"files 3 {stamp.hexdigest()} {column} {cut}{cleaned}", read, citation)
 
 
 def split_of(document: str, halved: bool = False) -> Split:
@@ -238,7 +242,7 @@ def _split_of_name(file: Path, place: Path) -> str | None:
     parts = [file.name] if place.is_file() else file.relative_to(place).parts
     for part in reversed(parts):
         for start, split in _NAMED_SPLIT.items():
-            if re.match(rf"{start}(?![a-z])|{start}ation|{start}ing", part.lower()):
+            if re.match(rf"{start}(?:{_GOES_ON})", part.lower()):
                 return split
     return None
 
@@ -364,9 +368,10 @@ def rows_of(corpus: Corpus, split: str, name: str) -> Iterable[object]:
     # a slice cannot be streamed; without the hub only what `datasets` has cached can be read
     for streaming in (False,) if refusal or "[" in split else (True, False):
         try:
-            rows: Iterable[object] = datasets.load_dataset(
-                corpus.dataset, corpus.config, split=split, revision=corpus.revision, streaming=streaming
-            )
+            with _offline() if refusal else nullcontext():
+                rows: Iterable[object] = datasets.load_dataset(
+                    corpus.dataset, corpus.config, split=split, revision=corpus.revision, streaming=streaming
+                )
             return rows
         except Exception as error:  # the hub's, the library's and the network's many errors mean the same here
             tried.append(f"  {'streamed' if streaming else 'cached or downloaded'}: {_reason(error, corpus)}")
@@ -377,6 +382,19 @@ def rows_of(corpus: Corpus, split: str, name: str) -> Iterable[object]:
         f"Give a folder of .txt, .jsonl or .parquet files in its place: text:{name}[path=FOLDER], or {_variable(name)}="
         "FOLDER; or use a text that needs no hub: --task sotu"
     )
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Neither `datasets` nor the hub's client asks the network in the block; both read the variable at import only."""
+    import datasets
+    import huggingface_hub
+
+    settings = (datasets.config, huggingface_hub.constants)
+    with ExitStack() as stack:
+        for module in settings:
+            stack.enter_context(mock.patch.object(module, "HF_HUB_OFFLINE", True))
+        yield
 
 
 def _reason(error: BaseException, corpus: Corpus) -> str:

@@ -111,7 +111,7 @@ class Cache:
             encode: a batch of texts -> their ids.
             packer: fresh.
             title: for progress.
-            most_tokens: stop after so many; 0 = all.
+            most_tokens: at most so many, in whole rows (but one row at least); 0 = all.
             part_tokens: about how many a file holds.
             check: raises if these tokens are not to be used; that it did not is kept with them, and it is not asked
                 again.
@@ -173,6 +173,9 @@ class Cache:
             state["hash"] = chain.hexdigest()
             state["documents"] += len(batch)
             tokens = packer.add(encode(batch))
+            if most_tokens:
+                row = 1 if packer.packing == "joined" else packer.length
+                tokens = tokens[: max(most_tokens // row, 1) * row - total]
             waiting.append(tokens)
             held, total = held + tokens.size, total + tokens.size
             if held >= part_tokens:

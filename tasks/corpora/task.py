@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -102,18 +102,24 @@ class TextCorpus:
 
     def stream(self, split: Split) -> PackedTokens:
         """Tokens of a split, tokenised on first use."""
-        settings, vocabulary = self.settings, self.vocabulary
-        packing, length = settings["packing"], settings["length"]
-        most = settings["tokens"] if split == "train" else 0
-        shape = packing if packing == "joined" else f"{packing} {length}"
-        key = f"{CACHE_FORMAT} {self.source.identity} {vocabulary.name} {shape} {split} {most}"
-        name = f"{Path(settings['name']).name}-{split}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-        dtype = "uint16" if vocabulary.size <= 1 << 16 else "uint32"
-        packer = Packer(packing, length, vocabulary.end_of_text)
-        cache = Cache(cache_folder() / "corpora" / name, dtype)
+        settings, encode = self.settings, self.vocabulary.encode_batch
+        packer = Packer(settings["packing"], settings["length"], self.vocabulary.end_of_text)
         title = f"{self._name}, {split} split"
         check = self._check_round_trip if split == "test" and not settings["lossy"] else None
-        return cache.write(lambda: self.source.read(split), vocabulary.encode_batch, packer, title, most, check=check)
+        read = partial(self.source.read, split)
+        return self._cache(split).write(read, encode, packer, title, self._most(split), check=check)
+
+    def _most(self, split: Split) -> int:
+        return int(self.settings["tokens"]) if split == "train" else 0
+
+    def _cache(self, split: Split) -> Cache:
+        """Where the tokens of a split are kept."""
+        packing, length, vocabulary = self.settings["packing"], self.settings["length"], self.vocabulary
+        shape = packing if packing == "joined" else f"{packing} {length}"
+        limit = f"at most {most}" if (most := self._most(split)) else "0"
+        key = f"{CACHE_FORMAT} {self.source.identity} {vocabulary.name} {shape} {split} {limit}"
+        name = f"{Path(self.settings['name']).name}-{split}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        return Cache(cache_folder() / "corpora" / name, "uint16" if vocabulary.size <= 1 << 16 else "uint32")
 
     def _check_round_trip(self) -> None:
         self.vocabulary.require_round_trip(some(self.source.read("test"), ROUND_TRIPS), f"task '{self._name}'")
@@ -170,6 +176,10 @@ class TextCorpus:
         ours, held_out = (cast("np.ndarray", stream) for stream in (train, validation))
         return TrainingStreams(ours, held_out, train.data_hash, self.vocabulary.end_of_text, block)
 
+    def training_at_hand(self) -> TrainingStreams | None:
+        """`training_streams` if the training split is tokenised already; else None, and no text is read."""
+        return self.training_streams() if self._cache("train").manifest().get("done") else None
+
     @cached_property
     def _held_out(self) -> HeldOut:
         from tsdfm_bench.tasks.canaries import HeldOut
@@ -187,7 +197,4 @@ class TextCorpus:
         """(V,) bool: tokens that start with white space, and end-of-text."""
         import torch
 
-        texts = self.vocabulary.decode_batch([[index] for index in range(self.vocabulary.size)])
-        starts = torch.tensor([text[:1].isspace() for text in texts])
-        starts[self.vocabulary.end_of_text] = True
-        return starts
+        return torch.tensor(self.vocabulary.starts_word())

@@ -74,27 +74,56 @@ class Vocabulary:
         tokenizer: of the library `tokenizers`.
         name: with its hash.
         size: V, ids are in [0, V).
-        end_of_text: id that ends a document.
+        end_of_text: id that ends a document; in texts it is `<|endoftext|>`, whatever the tokenizer calls it.
+        own_end: what the tokenizer calls it.
     """
 
     tokenizer: Any
     name: str
     size: int
     end_of_text: int
+    own_end: str = END_OF_TEXT
 
     def encode(self, text: str) -> list[int]:
         """Token ids of one text, without special tokens around it."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Token ids of many texts."""
-        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        pieces = [[text] if self.own_end == END_OF_TEXT else text.split(END_OF_TEXT) for text in texts]
+        given = [piece for text in pieces for piece in text]
+        found = iter(self.tokenizer.encode_batch_fast(given, add_special_tokens=False))
+        return [self._joined([next(found).ids for _ in text]) for text in pieces]
+
+    def _joined(self, pieces: list[list[int]]) -> list[int]:
+        joined = list(pieces[0])
+        for piece in pieces[1:]:
+            joined += [self.end_of_text, *piece]
+        return joined
 
     def decode_batch(self, rows: list[list[int]]) -> list[str]:
         """Texts of rows of ids, special tokens written out."""
-        texts: list[str] = self.tokenizer.decode_batch(rows, skip_special_tokens=False)
-        return texts
+        pieces = [[row] if self.own_end == END_OF_TEXT else self._split(row) for row in rows]
+        found = iter(self.tokenizer.decode_batch([p for row in pieces for p in row], skip_special_tokens=False))
+        return [END_OF_TEXT.join(next(found) for _ in row) for row in pieces]
+
+    def _split(self, row: list[int]) -> list[list[int]]:
+        pieces: list[list[int]] = [[]]
+        for index in row:
+            if index == self.end_of_text:
+                pieces.append([])
+            else:
+                pieces[-1].append(index)
+        return pieces
+
+    def starts_word(self) -> list[bool]:
+        """Whether each of the V tokens begins with white space where it follows another one, or ends a document."""
+        before = self.encode("a")[:1]
+        text = self.decode_batch([before])[0]
+        following = self.decode_batch([[*before, index] for index in range(self.size)])
+        starts = [found[len(text) :][:1].isspace() for found in following]
+        starts[self.end_of_text] = True
+        return starts
 
     def require_round_trip(self, texts: Iterable[str], owner: str) -> None:
         """Raise UsageError unless every text comes back from its ids."""
@@ -137,14 +166,15 @@ def open_vocabulary(name: str, size: int, texts: Callable[[], Iterator[str]], id
     own = max(ids.values()) + 1
     if size and size < own:
         raise UsageError(f"tokenizer '{name}' has {own:,} tokens: vocab_size={size} is too small")
-    end = next((ids[token] for token in END_TOKENS if token in ids), None)
-    if end is None:
+    own_end = next((token for token in END_TOKENS if token in ids), None)
+    if own_end is None:
         raise UsageError(f"tokenizer '{name}' has no end-of-text token; known: {', '.join(END_TOKENS)}")
     digest = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()[:8]
     if size > own:
         tokenizer.add_special_tokens([f"<|extra-{index}|>" for index in range(size - own)])
     short = name if match or name == "gpt2" else Path(name).name
-    return Vocabulary(tokenizer, f"{short}@{digest}" + (f"+{size - own}" if size > own else ""), max(size, own), end)
+    named = f"{short}@{digest}" + (f"+{size - own}" if size > own else "")
+    return Vocabulary(tokenizer, named, max(size, own), ids[own_end], own_end)
 
 
 def _gpt2() -> Any:

@@ -11,8 +11,9 @@
 
 After a prompt, or of an infilling, the law is that of whole sequences: what was given has the entropy of the given on
 average, since it is part of exact draws, so what is in excess is that of the tokens that were written, and is divided
-by their number. N-grams of an infilling are those whose tokens were all filled in: which places are free does not
-depend on the text, so their law is that of all n-grams.
+by their number. After a typed prompt, which is no draw from the law, only `valid` has a value. N-grams of an infilling
+are those whose tokens were all filled in: which places are free does not depend on the text, so their law is that of
+all n-grams.
 
 They apply to tasks with an exact law only (`CellData.law`).
 """
@@ -22,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import chain
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -30,6 +31,13 @@ from tsdfm_bench.api import CellData, ExactLaw, Measurement, MetricInfo
 from tsdfm_bench.tasks.options import read_options
 
 ORDERS = (1, 2)
+_UNKNOWN: Mapping[str, Any] = {
+    "value": float("nan"),
+    "columns": (),
+    "statistic": None,
+    "form": "",
+    "reason": "a typed prompt is no draw from the law, whose entropy and n-grams are those of whole sequences",
+}
 
 
 def mean(column: np.ndarray) -> np.ndarray:
@@ -94,7 +102,8 @@ class Exact:
         whole_cell = cell
         if cell.infilling is not None:
             whole_cell = replace(cell, tokens=cell.infilling.sequences, lengths=cell.infilling.lengths)
-        return [*_nll(whole_cell, law, written), *_ngrams(cell, law)]
+        found = [*_nll(whole_cell, law, written), *_ngrams(cell, law)]
+        return [m if m.metric == "valid" else replace(m, **_UNKNOWN) for m in found] if cell.typed else found
 
 
 def _nll(cell: CellData, law: ExactLaw, written: np.ndarray) -> list[Measurement]:

@@ -92,7 +92,7 @@ class Mauve:
             "scorer": info.revision,
             "dtype": info.dtype,
             "n": len(samples),
-            "length": int(cell.tokens.shape[1]) + (0 if cell.prompt is None else int(cell.prompt.shape[1])),
+            "length": int(cell.tokens.shape[1]),
             "seeds": self.seeds,
             "scaling": self.scaling,
             "buckets": _buckets(len(samples)),
@@ -165,6 +165,8 @@ def _featurizer(cell: CellData, reference: CellData) -> str | None:
 
 
 def _refusal(cell: CellData, reference: CellData, samples: np.ndarray, real: np.ndarray) -> str | None:
+    if cell.prompt is not None or cell.infilling is not None:
+        return "its features would be those of what was given too, which generated and real text share"
     if len(samples) != len(real):
         return f"{len(samples)} samples against {len(real)} real texts; equal numbers are needed"
     if cell.tokens.shape[1] != reference.tokens.shape[1]:
