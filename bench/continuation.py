@@ -3,7 +3,8 @@
 A judge reads prompt and continuation together, so the NLLs are those of the continuation given its prompt; the units of
 the prompt are then left out. A judge's units are its own, and it does not say where they end: how many belong to the
 prompt is found by letting it read the prompt by itself. The units both readings begin with are the prompt's; one that
-reaches across the end of the prompt counts for the continuation. Features for MAUVE are those of the whole text.
+reaches across the end of the prompt counts for the continuation, with all its bytes. Features are those of the whole
+text.
 
 Places given for an infilling are scattered: `infilling` tells what is measured there.
 """
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tsdfm_bench.api import ScoreBatch
+from tsdfm_bench.infilling import bytes_of
 from tsdfm_bench.results.store import Samples
 
 if TYPE_CHECKING:
@@ -66,7 +68,11 @@ def cut(
         read = score(list(new.values()))
         known.update(zip(new, zip(read.units, map(int, read.bytes), strict=True), strict=True))
     begins = [_common(units, known[key][0]) for units, key in zip(whole.units, keys, strict=True)]
-    left = [int(count) - known[key][1] for count, key in zip(whole.bytes, keys, strict=True)]
+    given = [known[key][1] for key in keys]
+    if whole.spans is not None and isinstance(prompts[0], str):
+        rows = zip(prompts, whole.spans, whole.special, begins, strict=True)
+        given = [bytes_of(prompt, spans[:begin], np.asarray(ends)[:begin]) for prompt, spans, ends, begin in rows]
+    left = [int(count) - before for count, before in zip(whole.bytes, given, strict=True)]
     return ScoreBatch(
         [row[begin:] for row, begin in zip(whole.nll, begins, strict=True)],
         [row[begin:] for row, begin in zip(whole.units, begins, strict=True)],

@@ -90,7 +90,7 @@ class Filled:
         sizes = np.zeros(len(kept), dtype=np.int64)
         if not in_tokens:
             rows = zip(self.texts, whole.spans, whole.special, kept, strict=True)
-            sizes[:] = [_bytes(text, units[some], np.asarray(special)[some]) for text, units, special, some in rows]
+            sizes[:] = [bytes_of(text, units[some], np.asarray(special)[some]) for text, units, special, some in rows]
         columns = (whole.nll, whole.units, whole.special)
         nll, units, special = ([row[some] for row, some in zip(rows, kept, strict=True)] for rows in columns)
         return ScoreBatch(nll, units, special, sizes, whole.features)
@@ -150,7 +150,7 @@ def _covered(text: str, spans: np.ndarray) -> np.ndarray:
     return covered
 
 
-def _bytes(text: str, units: np.ndarray, special: np.ndarray) -> int:
+def bytes_of(text: str, units: np.ndarray, special: np.ndarray) -> int:
     """UTF-8 bytes of the characters of some units; an end-of-text marker is one."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)[_covered(text, units[~special])]
     return int(len(codes) + sum(int((codes >= least).sum()) for least in (0x80, 0x800, 0x10000)) + special.sum())

@@ -20,6 +20,8 @@ PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 IGNORED = ["*/*"]
 MAX_HEADER_BYTES = 100_000_000
 
+_VOCABULARY = ("tokenizer*.json", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
+
 
 def obtain_model(name: str, revision: str | None = None) -> tuple[Path, str]:
     """Folder and revision of a model.
@@ -29,7 +31,7 @@ def obtain_model(name: str, revision: str | None = None) -> tuple[Path, str]:
         revision: hub revision, or None for the newest (the one in the cache, if there is one).
 
     Returns:
-        the folder, and "sha256:..." of a local folder's weights or the hub's commit.
+        the folder, and "sha256:..." of a local folder's weights and vocabulary or the hub's commit.
 
     Raises:
         AssetError: listing what was tried and what to type.
@@ -204,7 +206,8 @@ def _require_weights(folder: Path, name: str) -> None:
 
 def _weights_hash(folder: Path) -> str:
     digest = hashlib.sha256()
-    for file in [folder / "config.json", *_weight_files(folder)]:
+    vocabulary = sorted({file for pattern in _VOCABULARY for file in folder.glob(pattern) if file.is_file()})
+    for file in [folder / "config.json", *_weight_files(folder), *vocabulary]:
         digest.update(f"{file.name}\x1f{file_sha256(file)}\x1e".encode())
     return "sha256:" + digest.hexdigest()
 

@@ -259,8 +259,14 @@ class CausalLM:
                 continue
             read = self.tokenizer(piece, add_special_tokens=False, verbose=False, return_offsets_mapping=fast)
             ids = read["input_ids"]
-            spans = read["offset_mapping"] if fast else [(-start, -start)] * len(ids)
-            for token, (begin, end) in zip(ids, spans, strict=True):
+            if not fast:
+                found += (number for token in ids for number in (token, 0, 0))
+                continue
+            before = 0
+            for token, (begin, end) in zip(ids, read["offset_mapping"], strict=True):
+                if piece[before:begin].isspace():  # some tokenizers leave the space before a word out of its place
+                    begin = before
+                before = max(before, end)
                 found += (token, start + begin, start + end)
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,16 @@ def test_units_of_the_prompt_are_left_out_and_one_across_its_end_is_kept() -> No
     assert pairs.read[3:] == ["abcd", "abc", "xy"]
     cut(whole, ["abcd", "abcd", "new"], known, pairs)
     assert pairs.read[6:] == ["new"]  # nothing is read twice
+
+
+def test_a_unit_across_the_end_of_the_prompt_counts_with_all_its_bytes() -> None:
+    """As its whole NLL counts: a judge that says where its units lie gives the bytes of those that are kept."""
+    pairs = Pairs()
+    whole = replace(
+        pairs(["abcdefg", "äbcdefg"]), bytes=np.array([7, 8]), spans=[np.array([[0, 2], [2, 4], [4, 6], [6, 7]])] * 2
+    )
+    assert cut(whole, ["abc", "äbc"], {}, pairs).bytes.tolist() == [5, 5]
+    assert cut(whole, ["abcd", "äbcd"], {}, pairs).bytes.tolist() == [3, 3]
 
 
 def test_a_text_that_has_no_units_loses_none() -> None:

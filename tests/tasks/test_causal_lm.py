@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -140,6 +140,18 @@ def test_spans_are_the_characters_of_each_token(scorer):
             assert part == "<|endoftext|>" if mark else scorer.tokenizer.decode([unit]) in (part, "\ufffd")
         assert spans[~special].tolist() == sorted(spans[~special].tolist())
     assert scores.spans[3][:3].tolist() == [[0, 1], [0, 1], [1, 2]]
+
+
+def test_spans_have_the_space_that_some_tokenizers_leave_out(folder, tmp_path):
+    """Those whose post-processor trims offsets: without it a word's bytes would lack the space before it."""
+    copy = tmp_path / "trimming"
+    shutil.copytree(folder, copy)
+    table = Tokenizer.from_file(str(copy / "tokenizer.json"))
+    table.post_processor = processors.ByteLevel(trim_offsets=True)
+    table.save(str(copy / "tokenizer.json"))
+    texts = ["The State of  the\nUnion"]
+    trimmed, plain = (CausalLM.load({"name": str(path)}, "cpu").score(texts).spans for path in (copy, folder))
+    assert [row.tolist() for row in trimmed] == [row.tolist() for row in plain]
 
 
 def test_a_tokenizer_without_offsets_gives_no_spans(scorer, monkeypatch):
@@ -311,6 +323,12 @@ def test_revision_follows_the_weights(folder, tmp_path):
     data = bytearray((copy / "model.safetensors").read_bytes())
     data[-3] ^= 1
     (copy / "model.safetensors").write_bytes(data)
+    assert CausalLM.describe({"name": str(copy)}).revision != CausalLM.describe({"name": str(folder)}).revision
+
+
+def test_revision_follows_the_vocabulary(folder, tmp_path):
+    """Another tokenizer makes another judge of the same weights."""
+    copy = with_tokenizer(folder, tmp_path / "copy", normalizers.NFC())
     assert CausalLM.describe({"name": str(copy)}).revision != CausalLM.describe({"name": str(folder)}).revision
 
 

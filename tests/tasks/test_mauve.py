@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,6 +100,15 @@ def test_unequal_or_too_few_samples_are_a_reason(side, metric, n, m, length, rea
     (found,) = metric.compute(side(features(n, seed=2), seed=2, length=length, reference=real))
     assert math.isnan(found.value)
     assert reason in found.reason
+
+
+def test_what_was_given_is_no_merit(side, metric):
+    """Features are of the whole text, whose beginning generated and real text share after a prompt."""
+    real = side(features(200, seed=1), seed=1)
+    given = replace(side(features(200, seed=2), seed=2, reference=real), prompt=np.zeros((200, 3), dtype=int))
+    (found,) = metric.compute(given)
+    assert np.isnan(found.value)
+    assert "what was given" in found.reason
 
 
 def test_a_failure_of_the_package_is_a_reason(side, metric, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -319,6 +320,20 @@ def test_metric_is_zero_for_the_law_itself_and_sees_faults():
     rows = np.array([nested.encode(text) for text in ("( a a )", "a a a a", "( ( a a", ") a a (")])
     assert numbers_of(nested, rows)["valid"] == 0.5
     assert Exact().compute(CellData(rows.astype(np.int32), np.full(4, 4), [""] * 4, 3, {}, {})) == []
+
+
+def test_after_a_typed_prompt_only_what_is_possible_is_known():
+    """Its entropy is not that of the law's own beginnings, so nothing can be in excess of it."""
+    task = Markov.load({})
+    streams = Streams.of(0, "x", 64)
+    rows = task.reference("real", streams, 16).tokens.numpy()
+    rows[:, :4] = rows[:1, :4]
+    given = replace(cell(task, rows[:, 4:]), prompt=rows[:, :4], typed=True)
+    found = {m.metric: m for m in Exact().compute(given)}
+    assert {name for name, m in found.items() if m.reason} == {"excess_nll", "tv_1", "tv_2", "kl_1", "kl_2"}
+    assert all(np.isnan(m.value) and not m.columns for m in found.values() if m.reason)
+    assert found["valid"].statistic is not None
+    assert not any(m.reason for m in Exact().compute(replace(given, typed=False)))
 
 
 def numbers_of(task, tokens) -> dict[str, float]:
