@@ -23,7 +23,6 @@ import faulthandler
 import os
 import random
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -32,6 +31,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from tsdfm_bench.errors import PluginError
+from tsdfm_bench.launch.leases import process_start, this_host
 from tsdfm_bench.results.store import CorruptFile, RunFolder, read_json, remove, write_json
 
 MOST_DEATHS = 3
@@ -177,19 +177,17 @@ def _begin(folder: RunFolder, cell: str, path: Path) -> None:
             f"the process died {deaths} times while it sampled this cell, with {completed} batches finished: killed "
             "(out of memory?), crashed, or ended by the plug-in; a smaller --batch-size (and another --out) may help"
         )
-    mark = {"pid": os.getpid(), "host": socket.gethostname(), "completed": completed, "deaths": deaths}
-    write_json(path, mark, checksum=False)
+    here = {"pid": os.getpid(), "started": process_start(os.getpid()), "host": this_host()}
+    write_json(path, {**here, "completed": completed, "deaths": deaths}, checksum=False)
 
 
 def _alive(mark: dict[str, Any]) -> bool:
-    """Whether the process of a mark still runs; of another machine nobody knows, and leases keep two workers apart."""
-    if mark.get("host") != socket.gethostname():
-        return False
-    try:
-        os.kill(int(mark.get("pid", 0)), 0)
-    except (OSError, ValueError):
-        return False
-    return True
+    """Whether the process of a mark still runs; of another machine nobody knows, and leases keep two workers apart.
+
+    Not one that has its number: the first process of a container has the same one at every start.
+    """
+    pid, started = mark.get("pid"), mark.get("started")
+    return mark.get("host") == this_host() and isinstance(pid, int) and bool(started) and process_start(pid) == started
 
 
 @contextlib.contextmanager
@@ -325,10 +323,36 @@ def _states() -> dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]]:
         ),
         "number of torch threads": (torch.get_num_threads, torch.set_num_threads),
         "grad mode of torch": (torch.is_grad_enabled, torch.set_grad_enabled),
+        "fp32 matmul precision of torch": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+        "cuDNN settings of torch": (_cudnn, _set_cudnn),
+        "deterministic mode of torch": (_deterministic, lambda wanted: torch.use_deterministic_algorithms(**wanted)),
         "seed of numpy": (lambda: _plain(np.random.get_state()), lambda state: np.random.set_state(_array(state))),
         "seed of random": (random.getstate, random.setstate),
         "signal handlers": (_handlers, _set_handlers),
     }
+
+
+_CUDNN = ("allow_tf32", "benchmark", "deterministic", "enabled")
+
+
+def _cudnn() -> dict[str, bool]:
+    import torch
+
+    return {name: getattr(torch.backends.cudnn, name) for name in _CUDNN}
+
+
+def _set_cudnn(wanted: dict[str, bool]) -> None:
+    import torch
+
+    for name, value in wanted.items():
+        setattr(torch.backends.cudnn, name, value)
+
+
+def _deterministic() -> dict[str, bool]:
+    import torch
+
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    return {"mode": torch.are_deterministic_algorithms_enabled(), "warn_only": warns}
 
 
 def _plain(state: Any) -> tuple[Any, ...]:

@@ -12,8 +12,8 @@ Whether a position is revealed does not depend on p, so all reveal steps are dra
     cached          calls the network for a sequence only in steps that reveal something in it. A network that does not
                     see the time would return what it returned before, so nothing is lost: at most length calls (and one
                     for the finaliser) at any number of steps, whatever the batch.
-    ancestral       the same law (and the same tokens), with a call in every step until the sequence is finished: the
-                    cost of the published sampler.
+    ancestral       the same law (and the same tokens), with a call in every step until the sequence is finished. The
+                    published sampler goes on to the last step, and always makes one call more to clean up: N + 1.
     first-hitting   exact in time, no grid: the next reveal happens at noise level move <- move u^(1/n) with n masks
                     left, and concerns one of them. One call per token; the number of steps plays no role.
 
@@ -66,13 +66,14 @@ class MaskedKernel(Kernel):
         self.every_step = every_step
 
     def reveal_probability(self, t: Tensor, t_next: Tensor) -> Tensor:
-        """a of steps from t to t_next, fp64."""
-        return -torch.expm1(self.posterior.schedule.log_survival(t, t_next))
+        """a of steps from t to t_next, fp64; 1 where a step ends at t = 1, whatever noise a schedule leaves there."""
+        return torch.where(t_next < 1, -torch.expm1(self.posterior.schedule.log_survival(t, t_next)), 1.0)
 
     def visits(self, state: State, grid: Grid) -> Iterator[Visit]:
         """The reveals of the whole run, drawn first."""
         free = state.free.cpu()
-        events = bernoulli_events(state.streams, free, self.reveal_probability(grid.start, grid.end), once=True)
+        reveal = self.reveal_probability(grid.start, grid.end)
+        events = bernoulli_events(state.streams, free, reveal, once=True)
         also = _until_finished(events, free, len(grid)) if self.every_step or plain() else None
         return plan(events, grid.start, grid.end, state.streams, ("token",), also)
 
@@ -126,7 +127,7 @@ class FirstHittingKernel(MaskedKernel):
         free = state.free.cpu()
         schedule = self.posterior.schedule
         level = streams.uniform("hit", 0, state.length) * schedule.noise(torch.zeros((), dtype=torch.float64))
-        time = torch.where(free, schedule.time_of_noise(level), torch.inf)
+        time = torch.where(free, schedule.time_of_noise(level).clamp_max(1.0), torch.inf)
         ordered, order = time.sort(dim=1, stable=True)
         rows, rank = torch.isfinite(ordered).nonzero(as_tuple=True)
         end = torch.cat([ordered[:, 1:], torch.ones_like(ordered[:, :1])], dim=1).clamp_max(1.0)
@@ -142,7 +143,7 @@ class RaceKernel(Kernel):
 
     Args:
         posterior: with the legacy draw policy.
-        reuse: keep a sequence's probabilities until its own tokens change.
+        reuse: keep a sequence's probabilities until its own tokens change: for a network that does not see the time.
     """
 
     def __init__(self, posterior: Posterior, reuse: bool) -> None:
@@ -256,7 +257,8 @@ class MDLM(Diffusion):
         if self.sampler == "first-hitting":
             kernel, finaliser = FirstHittingKernel(posterior), None
         elif posterior.policy.legacy:
-            kernel = RaceKernel(posterior, reuse=self.sampler == "cached")
+            timeless = getattr(self.denoiser, "conditioning", "") == "none"  # only then is what it returned still true
+            kernel = RaceKernel(posterior, reuse=self.sampler == "cached" and timeless)
         else:
             kernel = MaskedKernel(posterior, every_step=self.sampler == "ancestral")
         trace = run(kernel, state, grid, finaliser, posterior, trace=request.trace)

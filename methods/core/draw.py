@@ -205,8 +205,8 @@ class DrawPolicy:
     def from_logits(self, logits: Tensor, sharpen: Sharpen, u: Tensor, spare: bool = False) -> Tensor:
         """One token per row from logits, for few rows at a time, again and again: as few operations as there can be.
 
-        Without a nucleus the weights are exponentials in the logits' own precision, and their sums fp64. Of many
-        entries on a CPU only the sums of 64 are accumulated, which saves memory traffic (`_block_search`).
+        Without a nucleus the weights are exponentials in the logits' precision, fp32 at least, and their sums fp64. Of
+        many entries on a CPU only the sums of 64 are accumulated, which saves memory traffic (`_block_search`).
 
         Args:
             logits: (n, K) floating point.
@@ -217,6 +217,8 @@ class DrawPolicy:
         Returns:
             (n, 1) int64 in [0, K).
         """
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits, spare = logits.float(), True
         if self.legacy or not sharpen.smooth or plain():
             return self.categorical(sharpen.weights(logits), u.squeeze(1))[:, None]
         if sharpen.temperature != 1:

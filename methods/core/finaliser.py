@@ -62,8 +62,10 @@ class Finaliser:
             )
         logits = posterior.logits(state, visit)
         if self.rule == "argmax":
-            best = [posterior.weights(logits[s], True).argmax(dim=-1) for s in pieces(*logits.shape)]
-            tokens = torch.cat(best)
+            tokens = torch.empty_like(visit.at_rows)
+            for s in pieces(*logits.shape):
+                most, tokens[s] = posterior.weights(logits[s], True).max(dim=-1)
+                posterior.policy.watch(most)
         else:
             tokens = posterior.draw(logits, visit.uniform("final", state.streams), True)
         state.write(visit.state_rows, visit.at_positions, tokens)

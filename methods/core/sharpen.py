@@ -61,7 +61,8 @@ class Sharpen:
         w = logits.to(torch.float64, copy=True)
         if self.temperature == 0:
             best = w.argmax(dim=-1, keepdim=True)
-            return w.zero_().scatter_(-1, best, 1.0)
+            one = torch.where(top.isfinite(), 1.0, torch.nan).to(torch.float64)  # a maximum that is none stays visible
+            return w.zero_().scatter_(-1, best, one)
         w -= top
         if self.temperature != 1:
             w.div_(self.temperature)

@@ -113,6 +113,8 @@ def _family(name: str, published: Mapping[str, Any], layout: str, step_aware: bo
         return "fsdfm" if step_aware else "dfm"
     if layout == "causal":
         return "ar"
+    if str(lookup(published, "parameterization")).lower() == "d3pm":
+        raise CheckpointError(f"{name} predicts tokens as D3PM does, and no method here samples that")
     for repository, family in KNOWN.items():
         if name.removeprefix("hf:").startswith(repository):
             return family
@@ -177,11 +179,11 @@ def describe(
     }
     if family in ("mdlm", "sdtt"):
         about["time_conditioning"] = family == "mdlm" and bool(lookup(published, "time_conditioning"))
-        about["schedule"] = "log-linear"
+        about["schedule"] = _schedule(name, published, "log-linear")
     elif family == "duo":
-        about |= {"time_conditioning": True, "schedule": "log-linear"}
+        about |= {"time_conditioning": True, "schedule": _schedule(name, published, "log-linear")}
     elif family == "sedd":
-        about |= _score(published, source)
+        about |= _score(name, published, source)
     elif family == "dfm":
         about["time_eps"] = GENERALISED_KL_EPS
     return about
@@ -199,18 +201,33 @@ def _source(family: str, published: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _score(published: Mapping[str, Any], source: str | None) -> dict[str, Any]:
-    noise = str(lookup(published, "noise.type") or ("geometric" if source == "uniform" else "loglinear"))
-    schedule: Any = "log-linear"
-    if noise == "geometric":
-        schedule = {
+def _schedule(name: str, published: Mapping[str, Any], default: str) -> str | dict[str, Any]:
+    """The noise schedule that a configuration states, as `make_schedule` reads it.
+
+    Raises:
+        CheckpointError: there is none of that name here.
+    """
+    stated = str(lookup(published, "noise.type") or default)
+    kind = stated.lower().replace("_", "-").replace("loglinear", "log-linear")
+    if kind == "geometric":
+        return {
             "name": "geometric",
             "sigma_min": float(lookup(published, "noise.sigma_min") or 1e-4),
             "sigma_max": float(lookup(published, "noise.sigma_max") or 20.0),
         }
+    if kind not in ("log-linear", "cosine"):
+        raise CheckpointError(
+            f"{name} was trained with the noise '{stated}' (noise.type of its {CONFIG_FILE}), which cannot be sampled "
+            "here; known: loglinear, geometric, cosine"
+        )
+    eps = lookup(published, "noise.eps")
+    return kind if eps is None else {"name": kind, "eps": float(eps)}
+
+
+def _score(name: str, published: Mapping[str, Any], source: str | None) -> dict[str, Any]:
     scaled = lookup(published, "model.scale_by_sigma")
     return {
-        "schedule": schedule,
+        "schedule": _schedule(name, published, "geometric" if source == "uniform" else "log-linear"),
         "parameterisation": "score",
         "scale_by_sigma": source != "uniform" if scaled is None else bool(scaled),
     }

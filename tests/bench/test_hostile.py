@@ -7,11 +7,14 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tsdfm_bench import guard
+from tsdfm_bench.results.store import RunFolder, read_json, write_json
 from tsdfm_bench.summary import reason_of
 
 if TYPE_CHECKING:
@@ -208,6 +211,9 @@ DEEDS = {
     "default dtype of torch": "torch.set_default_dtype(torch.float64)",
     "default device of torch": "torch.set_default_device('meta')",
     "number of torch threads": "torch.set_num_threads(torch.get_num_threads() + 1)",
+    "fp32 matmul precision of torch": "torch.set_float32_matmul_precision('medium')",
+    "cuDNN settings of torch": "torch.backends.cudnn.benchmark = not torch.backends.cudnn.benchmark",
+    "deterministic mode of torch": "torch.use_deterministic_algorithms(True, warn_only=True)",
     "seed of torch": "torch.manual_seed(1)",
     "seed of numpy": "np.random.seed(1)",
     "seed of random": "random.seed(1)",
@@ -333,6 +339,19 @@ def test_os_exit_is_a_failure_of_the_cell(here: Here, tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "os._exit(3) was called" in result.stderr
     assert (here.summary().query("method == 'counter'")["state"] == "done").all()
+
+
+def test_a_mark_of_an_earlier_process_with_this_number_is_one_of_the_dead(tmp_path: Path) -> None:
+    """The first process of a container has the same number whenever it is started again."""
+    folder, mark = RunFolder(tmp_path), tmp_path / "attempt.json"
+    guard._begin(folder, "cell", mark)
+    guard._begin(folder, "cell", mark)
+    assert read_json(mark, checksum=False)["deaths"] == 0  # this process is alive
+    for _ in range(3):
+        write_json(mark, {**read_json(mark, checksum=False), "started": "1"}, checksum=False)
+        with suppress(guard.ProcessDied):
+            guard._begin(folder, "cell", mark)
+    assert not mark.exists()
 
 
 def test_a_process_that_dies_in_a_cell_is_tried_again_and_then_recorded(here: Here, tmp_path: Path) -> None:

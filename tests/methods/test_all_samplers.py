@@ -206,8 +206,10 @@ def test_step_counts_are_checked(lab, method, steps):
         assert told is None
 
 
-def test_damaged_logits_are_reported(lab, method):
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+def test_damaged_logits_are_reported(lab, method, temperature):
+    """At temperature 0 too, where the greatest of numbers that are none would be token 0."""
     table = method.denoiser.table
     method.denoiser.table = torch.full_like(table, float("nan"))
     with pytest.raises(PluginError, match="not finite"):
-        method.sample(ask(lab, method))
+        method.sample(ask(lab, method, temperature=temperature))

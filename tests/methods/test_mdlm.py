@@ -12,7 +12,7 @@ from scipy import stats
 
 from tsdfm_bench.errors import UsageError
 from tsdfm_bench.methods import mdlm
-from tsdfm_bench.methods.core import Cosine, DrawPolicy, Grid, LogLinear, Posterior
+from tsdfm_bench.methods.core import Cosine, DrawPolicy, Geometric, Grid, LogLinear, Posterior
 from tsdfm_bench.methods.mdlm import MDLM, MaskedKernel, RaceKernel
 
 MASK = 3
@@ -21,6 +21,8 @@ T, H = 0.4, 0.3
 
 class Timeless:
     """Wraps a denoiser so that it does not see the time, as MDLM's network."""
+
+    conditioning = "none"
 
     def __init__(self, inner):
         self.inner = inner
@@ -191,3 +193,35 @@ def test_options(lab):
     with pytest.raises(UsageError, match="needs a denoiser of 5 outputs"):
         MDLM(lab.TableDenoiser(4, 4))
     assert "no source 'uniform'" in str(MDLM(timeless(lab)).refuse(lab.request(source="uniform")))
+
+
+class Turning:
+    """Says token 0 before t = 1/2 and token 1 after; sees the time."""
+
+    vocab_size, outputs, kind = 2, 3, "x0_logits"
+    conditioning = "sigma"
+
+    def predict(self, tokens, condition, rows, positions):
+        late = condition.t[rows] >= 0.5
+        logits = torch.full((len(rows), 3), -50.0)
+        logits[torch.arange(len(rows)), late.long()] = 50.0
+        return logits
+
+    def networks(self):
+        return {}
+
+
+@pytest.mark.parametrize("draw", ["fp64", "legacy-fp32"])
+@pytest.mark.parametrize("sampler", ["cached", "ancestral"])
+def test_what_a_network_that_sees_the_time_said_before_is_not_used_again(lab, sampler, draw):
+    """Of four steps three begin before t = 1/2 by a hair (the grid ends at 1 - 1e-5): a quarter is revealed later."""
+    tokens = MDLM(Turning(), sampler=sampler).sample(lab.request(8000, 1, 4, draw=draw)).tokens
+    assert (tokens == 1).double().mean().item() == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.parametrize("schedule", [LogLinear(), Cosine(), Geometric()], ids=lambda s: s.name)
+@pytest.mark.parametrize("sampler", ["cached", "ancestral", "first-hitting"])
+def test_a_grid_that_ends_at_the_data_leaves_no_mask(lab, schedule, sampler):
+    """Also where the schedule itself has some noise left there."""
+    method = MDLM(timeless(lab), sampler=sampler, finaliser="none", schedule=schedule)
+    assert (method.sample(lab.request(64, 64, 4)).tokens < MASK).all()

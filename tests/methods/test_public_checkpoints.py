@@ -633,6 +633,12 @@ def test_conventions_of_each_family(tmp_path):
     _, config = load(folder_of(tmp_path / "u", make(DIT), uniform | {"model": {}}), "sedd", "uniform", V + 1)
     assert config["schedule"] == {"name": "geometric", "sigma_min": 1e-3, "sigma_max": 9.0}
     assert config["scale_by_sigma"] is False
+    stated = {"model_type": "mdlm", "noise": {"type": "log-linear", "eps": 0.01}, "time_conditioning": True}
+    _, config = load(folder_of(tmp_path / "subs", make(DIT), stated), "mdlm", "mask")
+    assert config["schedule"] == {"name": "log-linear", "eps": 0.01}
+    assert config["time_conditioning"] is True
+    cosine = {"graph": {"type": "absorb"}, "noise": {"type": "cosine"}}
+    assert load(folder_of(tmp_path / "cos", make(DIT), cosine), "sedd", "mask")[1]["schedule"] == "cosine"
     _, config = load(folder_of(tmp_path / "duo", make(DIT), {"model_type": "duo"}), "duo", "uniform", V + 1)
     assert config["time_conditioning"] is True
     assert config["network"]["outputs"] == config["network"]["vocab_size"] == V + 1  # the added token is sampled
@@ -646,6 +652,14 @@ def test_conventions_of_each_family(tmp_path):
         ({"model_type": "bd3lm"}, "mdlm", "mask", V, "block diffusion"),
         ({"graph": {"type": "absorb"}}, "sedd", "uniform", V, "choose --sources mask"),
         ({"model_type": "mdlm"}, "mdlm", "mask", 99, r"know 11 tokens, the task has 99"),
+        ({"model_type": "mdlm", "parameterization": "d3pm"}, "mdlm", "mask", V, "as D3PM does"),
+        (
+            {"model_type": "mdlm", "noise": {"type": "polylinear"}},
+            "mdlm",
+            "mask",
+            V,
+            "noise 'polylinear'.*known: loglinear, geometric, cosine",
+        ),
         ({"auto_map": {}}, "dfm", "mask", V, "nothing beside it says which.*duo, a plug-in: pip install"),
     ],
 )

@@ -219,3 +219,13 @@ def test_temperature_acts_before_the_nucleus():
     assert (w > 0).tolist() == [True, False, False]
     w = Sharpen(1.0, 0.6, "inclusive").weights(p.log()[None])[0]
     assert (w > 0).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_tail_of_half_precision_logits_is_kept(dtype):
+    """Weights in the logits' own precision would be 0 where fp64 promises a share of 1e-4."""
+    logits = torch.full((1, 4096), -17.5, dtype=dtype)
+    logits[0, 0] = 0.0
+    u = torch.tensor([[1 - 1e-5]], dtype=torch.float64)
+    drawn = DrawPolicy().from_logits(logits, Sharpen(), u)
+    assert drawn.item() == DrawPolicy().categorical(Sharpen().weights(logits), u[:, 0]).item() > 3000
