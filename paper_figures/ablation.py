@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from tsdfm_bench.paper_figures.base import SHORT, NothingToDraw, plain_draws
 from tsdfm_bench.results.evidence import Evidence, EvidenceCell
 from tsdfm_bench.results.rows import Row, pick
+from tsdfm_bench.results.seeds import settings_of, t_interval
 
 CONTROL = "control"
 NONE = "none"
@@ -42,19 +41,18 @@ class Level:
     is_default: bool
 
     def estimate(self, metric: str, scorer: str = "") -> tuple[float, float, float] | None:
-        """Mean over seeds with the ends of its 95 % interval (NaN if there is none); None without a value."""
+        """Mean over seeds with the ends of its 95 % interval (NaN if there is none); None without a value.
+
+        As everywhere, of perplexities it is the mean of their logarithms.
+        """
         rows = self.rows(metric, scorer)
         if not rows:
             return None
         if len(rows) == 1:
             low, high = rows[0]["low"], rows[0]["high"]
             return rows[0]["value"], *(math.nan if end is None else float(end) for end in (low, high))
-        from scipy import stats
-
-        values = np.array([row["value"] for row in rows])
-        half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
-        mean = float(values.mean())
-        return mean, mean - half, mean + half
+        found = t_interval([row["value"] for row in rows], rows[0]["unit"])
+        return found.value, found.low, found.high
 
     def rows(self, metric: str, scorer: str = "") -> list[Row]:
         """The row of every seed that has a finite value."""
@@ -144,8 +142,7 @@ class Ablation:
 
 
 def _settings(cell: EvidenceCell) -> dict[str, Any]:
-    settings = {k: v for k, v in cell.variant.items() if k not in ("name", "training_seed", "default")}
-    return {CONTROL: NONE, **settings}
+    return {CONTROL: NONE, **settings_of(cell)}
 
 
 def _order(value: Any) -> tuple[int, float, str]:
@@ -164,9 +161,15 @@ def ablations(evidence: Evidence) -> list[Ablation]:
     if not evidence.variants.variants:
         raise NothingToDraw("no variants.json: nothing says what distinguishes the trained networks")
     groups: dict[tuple[Any, ...], list[EvidenceCell]] = {}
+    seen: set[tuple[Any, ...]] = set()
     for cell in evidence.cells:
-        if cell.variant and cell.first["steps"] == SHORT and plain_draws(cell):
-            groups.setdefault((*cell.group, cell.first["source"]), []).append(cell)
+        as_trained = set(cell.options) <= {"checkpoint", "rerank"}  # a variant's training is what is looked at
+        if not (cell.variant and cell.first["steps"] == SHORT and plain_draws(cell) and as_trained):
+            continue
+        key = (*cell.group, cell.first["source"])
+        if (*key, cell.first["weights"]) not in seen:  # other sequences of a network are no other training seed
+            seen.add((*key, cell.first["weights"]))
+            groups.setdefault(key, []).append(cell)
     found = [ablation for cells in groups.values() if (ablation := _ablation(cells)) is not None]
     if not found:
         raise NothingToDraw(

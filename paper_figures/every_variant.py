@@ -52,7 +52,7 @@ def _table(ablation: Ablation, levels: list[Level], name: str) -> Made:
             "seeds": Value(str(len(level.cells)), len(level.cells)),
         }
         for metric, scorer in measures:
-            values[f"{metric} {scorer}"] = level_value(level, metric, scorer)
+            values[f"{metric} {scorer}"] = level_value(level, metric, scorer, ablation.entropy)
             rows += level.rows(metric, scorer)
         lines.append(TableRow("method", values))
     shown = unique_rows(rows)

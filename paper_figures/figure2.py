@@ -71,6 +71,8 @@ def _one(frame: pd.DataFrame, source: str, name: str, where: str) -> Made:
             for arm in arms:
                 style = look[_STYLE[arm]]
                 means = _means(frame[frame["arm"] == arm], key)
+                if means.empty:
+                    continue
                 axes.plot(means["t"], means["mean"], **{**style, "markersize": 2.6})
                 axes.fill_between(
                     means["t"], means["low"], means["high"], color=style["color"], alpha=0.18, linewidth=0
@@ -84,6 +86,8 @@ def _one(frame: pd.DataFrame, source: str, name: str, where: str) -> Made:
             colour = look[_STYLE[arm]]["color"]
             for quarter, line in _QUARTERS.items():
                 means = _means(_quarter(frame[frame["arm"] == arm], quarter), "nll_nats")
+                if means.empty:
+                    continue
                 grid[-1, 0].plot(means["t"], means["mean"], color=colour, linestyle=line, linewidth=1.0)
                 end = Label(means["t"].iloc[-1], means["mean"].iloc[-1], f"{arm}, {quarter}", colour)
                 panels[grid[-1, 0]].append(end)

@@ -118,6 +118,8 @@ def _value(row: Row | None) -> Value:
 def _published(cell: EvidenceCell, used: list[Number]) -> Value:
     """The surest published gen-PPL of this row, numbered by its origin; entropy beside it where it was given."""
     first = cell.first
+    if first["prefix"]:  # what is published was generated without a prompt
+        return Value("–")
     found = published().find(first["method"], first["source"], first["steps"])
     if not found:
         return Value("–")

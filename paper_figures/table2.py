@@ -12,7 +12,7 @@ from tsdfm_bench.paper_figures.ablation import Ablation, Level, ablations, lacki
 from tsdfm_bench.paper_figures.base import Made, NothingToDraw, own_names, unique_rows
 from tsdfm_bench.results.evidence import Evidence
 from tsdfm_bench.results.numbers import with_interval
-from tsdfm_bench.results.rows import Row
+from tsdfm_bench.results.rows import Row, pick
 from tsdfm_bench.results.table_model import Table, TableColumn, TableRow, Value
 
 TAUS = (0.0, 0.25, 0.5, 0.75)
@@ -57,7 +57,7 @@ def _table(ablation: Ablation, name: str) -> Made:
         pairs = [(f"{m} {s}", m, s) for m, s in ablation.quality] + [("entropy", ablation.entropy, "")]
         pairs += [("distinct", ablation.distinct, "")] if ablation.distinct else []
         for key, metric, scorer in pairs:
-            values[key] = level_value(level, metric, scorer)
+            values[key] = level_value(level, metric, scorer, ablation.entropy)
             rows += level.rows(metric, scorer)
         lines.append(TableRow("method", values))
     missing = [f"tau {tau:g}" for tau in TAUS if not any(_same(level, tau) for level in levels)]
@@ -79,10 +79,10 @@ def _same(level: Level, tau: float) -> bool:
     return isinstance(level.value, int | float) and float(level.value) == tau
 
 
-def level_value(level: Level, metric: str, scorer: str) -> Value:
-    """A mean with half the width of its interval."""
+def level_value(level: Level, metric: str, scorer: str, entropy: str = "") -> Value:
+    """A mean with half the width of its interval; no perplexity of a level that lacks the entropy beside it."""
     found = level.estimate(metric, scorer)
-    if found is None:
+    if found is None or (entropy and pick({metric}, "perplexity") and level.estimate(entropy) is None):
         return Value("–")
     value, low, high = found
     return Value(with_interval(value, low, high), value, low, high)

@@ -8,6 +8,7 @@ lower entropy is no gain. Footnotes say what each claim's sentence is, where it 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from tsdfm_bench.results.claim_file import SCORED, Claims
@@ -46,7 +47,7 @@ def claims_table(verdicts: Sequence[Verdict], claims: Claims, evidence: Evidence
         for k, instance in enumerate(lines):
             shown = _row(verdict, instance, several, _entropies(instance, scored[verdict.id], cells))
             if k:
-                shown |= dict.fromkeys(("claim", "verdict", "published"), Value(""))
+                shown |= {key: replace(shown[key], text="") for key in ("claim", "verdict", "published")}
             rows.append(TableRow("method", shown))
     title = " ".join(part for part in (claims.title, f"({claims.citation})" if claims.citation else "") if part)
     columns = [TableColumn(key, name, align=align) for key, name, align in COLUMNS]  # type: ignore[arg-type]

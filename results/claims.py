@@ -37,7 +37,7 @@ from tsdfm_bench.results.frontier import OutOfRange
 from tsdfm_bench.results.numbers import plain, with_interval
 from tsdfm_bench.results.quantities import Missing, Rows
 from tsdfm_bench.results.replicates import interval
-from tsdfm_bench.results.seeds import defaults
+from tsdfm_bench.results.seeds import defaults, place_of, recipe_of
 from tsdfm_bench.results.stats import CONFIDENCE, Interval, n_to_separate
 
 Status = Literal["reproduced", "contradicted", "not separable", "not testable"]
@@ -158,7 +158,7 @@ class _Test:
             # A checkpoint whose training is known is no option: what it is, its variant says.
             plain = [cell for cell in found if not cell.options]
             known = [cell for cell in found if set(cell.options) == {"checkpoint"} and cell.variant]
-            found = plain + known if selection.variant is not None else defaults(plain) or defaults(known)
+            found = plain + known if selection.variant is not None else _standing(plain, known)
         elif selection.variant is None:
             found = defaults(found)
         wanted = selection.variant or {}
@@ -244,7 +244,10 @@ class _Test:
                 values = self.claim.value.evaluate(rows.quantity, rows.curve)
             found = _interval(values, rows.n, confidence)
             status, reason, needed = self._judge(found, values, rows, confidence)
-            guarded = self._guarded(rows, cells)
+            try:
+                guarded = self._guarded(rows, cells)
+            except (Missing, NotOne, OutOfRange) as error:  # what cannot be excluded stops no contradiction either
+                guarded = str(error)
         except (Missing, NotOne, OutOfRange) as error:
             return Instance(where, "not testable", str(error), cells=used)
         if guarded and status != "contradicted":
@@ -343,16 +346,32 @@ class _Test:
             return "not testable", of("not testable")
         if too_few:
             return "not testable", f"{too_few}; {what}: {instances[0].reason}"
-        return "reproduced", instances[0].reason if single else f"{what}; {_place(instances[0].where)}: " + (
-            instances[0].reason
-        )
+        reason = instances[0].reason if single else f"{what}; {_place(instances[0].where)}: {instances[0].reason}"
+        return "reproduced", f"{reason}; not judged: {'; '.join(missing[:3])}" if missing else reason
 
     def _too_few(self, instances: list[Instance]) -> str:
+        """Why no one text has as many scorers or sources as the claim speaks of, or ""."""
         for dimension, number in self.claim.at_least.items():
-            values = dict.fromkeys(str(instance.where[dimension]) for instance in instances)
-            if len(values) < number:
-                return f"it speaks of at least {number} {dimension}s, here is {len(values)} ({', '.join(values)})"
+            by_text: dict[tuple[Any, ...], dict[str, None]] = {}
+            for instance in instances:
+                text = tuple(v for k, v in instance.where.items() if k not in self.claim.dimensions)
+                by_text.setdefault(text, {})[str(instance.where[dimension])] = None
+            most = max(by_text.values(), key=len)
+            if len(most) < number:
+                here = f"here {'is' if len(most) == 1 else 'are'} {len(most)} ({', '.join(most)})"
+                return f"it speaks of at least {number} {dimension}s of one text, {here}"
         return ""
+
+
+def _standing(plain: list[EvidenceCell], known: list[EvidenceCell]) -> list[EvidenceCell]:
+    """The networks that stand for their method: those without options, and those of them with other training seeds."""
+    standing = defaults(plain)
+    if not standing:
+        return defaults(known)
+    recipes = {recipe_of(cell) for cell in standing if cell.variant}
+    there = {(cell.first["weights"], *place_of(cell)) for cell in standing}
+    more = [cell for cell in defaults(known) if recipe_of(cell) in recipes]
+    return standing + [cell for cell in more if (cell.first["weights"], *place_of(cell)) not in there]
 
 
 _FLAGGED = {

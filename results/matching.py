@@ -58,8 +58,9 @@ def matched(
     other = settings(right)
     done: set[str] = set()
     told: dict[str, list[str]] = {}
+    alike = [settings(cells.values()) for cells in (ours, theirs)]  # those that are compared by their ids too
     for key, members in settings(left).items():
-        if len(members) == 1 and len(other.get(key, [])) == 1:
+        if len(members) == 1 and len(other.get(key, [])) == 1 and all(len(cells[key]) == 1 for cells in alike):
             first, second = members[0], other[key][0]
             done |= {first.id, second.id}
             differing = [name for name in ("weights", "seed") if first.first[name] != second.first[name]]

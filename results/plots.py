@@ -536,7 +536,8 @@ def _mauve(summary: pd.DataFrame, scorer: str | None, metric: str | None, replic
         rows = [row for _, row in members]
         for cell, row in members:
             if cell.is_real:
-                axes.axvspan(row["low"], row["high"], color=INK, alpha=0.12, linewidth=0)
+                if finite(row["low"]) and finite(row["high"]):
+                    axes.axvspan(row["low"], row["high"], color=INK, alpha=0.12, linewidth=0)
                 axes.axvline(row["value"], color=INK, linewidth=0.8, linestyle=(0, (2, 2)))
                 axes.annotate(
                     "real against real",

@@ -9,6 +9,7 @@ A value that does not exist raises `Missing` with the reason.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from zlib import crc32
 
 import numpy as np
 
@@ -59,6 +60,8 @@ class Rows:
         self.groups = {name: by_recipe(members) for name, members in cells.items()}
         self.seeds = fewest(group for groups in self.groups.values() for group in groups)
         self.constant = self.timed = False
+        self._timed_on: set[tuple[str, ...]] = set()
+        self._trained_on: set[tuple[str, ...]] = set()
         self._known: dict[Quantity, np.ndarray] = {}
         self._factor = 1.0
 
@@ -117,7 +120,10 @@ class Rows:
         if metric is None:
             raise Missing(f"{cell.name} has no {role}")
         values = self._read(cell, metric, self.scorer if scored else "")
-        return 1.0 / values if name == "seconds" else values
+        if name != "seconds":
+            return values
+        _on_one(self._timed_on, cell.first["device"])
+        return 1.0 / values
 
     def _metric(self, cell: EvidenceCell, metric: str) -> np.ndarray:
         for scorer in (self.scorer, ""):
@@ -154,12 +160,15 @@ class Rows:
         if not fitting:
             raise Missing(f"no training cost of {cell.name} is recorded (training_cost.json)")
         cost = fitting[0]
+        if name == "training_seconds":
+            _on_one(self._trained_on, cost.device, f"batches of {cost.batch}", f"{cost.threads} threads")
         if name == "training_flops":
             if cost.flops_per_step is None:
                 raise Missing(f"the floating-point operations of a step of {cost.name} are not recorded")
             return np.full(1 + RESAMPLES, cost.flops_per_step)
         seconds = np.asarray(cost.seconds_per_step)
-        drawn = np.random.default_rng(0).choice(seconds, (RESAMPLES, len(seconds)))
+        own = crc32((cost.weights or cost.name).encode())  # trainings are independent of each other
+        drawn = np.random.default_rng(own).choice(seconds, (RESAMPLES, len(seconds)))
         return np.concatenate([[np.median(seconds)], np.median(drawn, axis=1)])
 
     def curve(self, rows: str, at: np.ndarray) -> np.ndarray:
@@ -182,3 +191,11 @@ class Rows:
                 high,
             )
         return read_curve(entropy, ppl, at)
+
+
+def _on_one(seen: set[tuple[str, ...]], *circumstances: str) -> None:
+    """Raise Missing if seconds were measured under other circumstances than those before them."""
+    seen.add(circumstances)
+    if len(seen) > 1:
+        told = " and ".join(sorted(", ".join(filter(None, each)) or "unknown" for each in seen))
+        raise Missing(f"seconds were measured under different circumstances: {told}")

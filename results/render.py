@@ -15,6 +15,7 @@ from collections.abc import Callable
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from tsdfm_bench.results.numbers import MISSING
 from tsdfm_bench.results.table_model import Table, TableColumn, TableRow, Value
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ _LATEX = {
 
 def escape_latex(text: str) -> str:
     """Text that LaTeX typesets as it is (T1 or Unicode fonts)."""
-    return "".join(_LATEX.get(ch, ch) for ch in clean(text))
+    return "".join(_LATEX.get(ch, ch) for ch in clean(text)).replace("--", "-{}-")  # else a dash, as of an option
 
 
 def to_latex(table: Table) -> str:
@@ -198,7 +199,10 @@ def to_csv(table: Table) -> str:
         line: list[Any] = [row.section]
         for column in table.columns:
             value = row.cells.get(column.key, Value())
-            line.append(clean(value.value) if isinstance(value.value, str) else value.value)
+            told = value.value
+            if told is None and value.text not in ("", MISSING):  # a text that stands for no number
+                told = value.text
+            line.append(clean(told) if isinstance(told, str) else told)
             if column.key in bounded:
                 line += [value.low, value.high]
         writer.writerow(line)

@@ -40,8 +40,19 @@ def recipe_of(cell: EvidenceCell) -> tuple[Any, ...]:
     Its settings where variants.json knows it, else the name of its checkpoint, folder included.
     """
     if cell.variant:
-        return tuple(sorted((k, str(v)) for k, v in cell.variant.items() if k not in _NOT_SETTINGS))
+        return tuple(sorted((k, str(v)) for k, v in settings_of(cell).items()))
     return (without_seed(cell.first["checkpoint"]),)
+
+
+def settings_of(cell: EvidenceCell) -> dict[str, Any]:
+    """What distinguishes a network of `variants.json` from others, but for its training seed.
+
+    How many steps a control of equal cost takes follows from what it is to equal: it is not the same in every seed.
+    """
+    found = {key: value for key, value in cell.variant.items() if key not in _NOT_SETTINGS}
+    if found.get("control") == "flop_matched":
+        found.pop("training_steps", None)
+    return found
 
 
 def without_seed(checkpoint: str) -> str:

@@ -173,7 +173,64 @@ def test_scorers_are_told_apart(tmp_path: Path) -> None:
     )
     verdict = one(found, "at_least = { scorer = 3 }\n")
     assert [instance.where["scorer"] for instance in verdict.instances] == ["a", "b"]
-    assert "at least 3 scorers, here is 2 (a, b)" in verdict.reason
+    assert "at least 3 scorers of one text, here are 2 (a, b)" in verdict.reason
+
+
+def test_scorers_of_other_texts_do_not_add_up(tmp_path: Path) -> None:
+    """One scorer on one text and two on another are no three evaluators."""
+    found = evidence(
+        tmp_path,
+        cell("tsdfm", 50.0, scorers=("a",)),
+        cell("dfm", 100.0, steps=1024, scorers=("a",)),
+        cell("tsdfm", 50.0, scorers=("b", "c"), task="u", cell="u1"),
+        cell("dfm", 100.0, steps=1024, scorers=("b", "c"), task="u", cell="u2"),
+    )
+    assert one(found, "at_least = { scorer = 3 }\n").status == "not testable"
+    assert one(found, "at_least = { scorer = 2 }\n").status == "reproduced"
+
+
+def test_a_guard_that_cannot_be_evaluated_stops_no_contradiction(tmp_path: Path) -> None:
+    guard = 'guards = ["distinct(student) >= distinct(teacher)"]\n'
+    for ppl, status in ((120.0, "contradicted"), (50.0, "not testable")):
+        found = evidence(tmp_path, cell("tsdfm", ppl), cell("dfm", 100.0, steps=1024))
+        verdict = one(found, guard)
+        assert verdict.status == status
+    assert "has no" in verdict.reason
+
+
+def test_what_is_missing_beside_what_holds_is_said(tmp_path: Path) -> None:
+    found = evidence(
+        tmp_path,
+        cell("tsdfm", 50.0),
+        cell("tsdfm", 90.0, source="mask"),
+        cell("dfm", 100.0, steps=1024),
+    )
+    verdict = one(found, 'for_each = ["source"]\n')
+    assert verdict.status == "reproduced"
+    assert "not judged: no finished row for 'teacher'" in verdict.reason
+    assert "source mask" in verdict.reason
+
+
+def test_seconds_of_different_machines_are_not_divided(tmp_path: Path) -> None:
+    def rate(rows: list[dict[str, Any]], value: float) -> list[dict[str, Any]]:
+        speed = {
+            "metric": "sequences_per_second",
+            "scorer": "",
+            "value": value,
+            "low": None,
+            "high": None,
+            "unit": "1/s",
+        }
+        speed |= {"scorer_revision": "", "scorer_dtype": "", "definition": "sequences per second"}
+        return [*rows, {**rows[0], **speed}]
+
+    text = FILE.replace("100 * (1 - ppl(student) / ppl(teacher))", "seconds(teacher) / seconds(student)")
+    for device, status in (("cpu", "reproduced"), ("cuda", "not testable")):
+        student = rate(cell("tsdfm", 50.0, device="cpu"), 1000.0)
+        found = evidence(tmp_path, student, rate(cell("dfm", 100.0, steps=1024, device=device), 1.0))
+        verdict = verify(found, parse_claims(text))[0]
+        assert verdict.status == status, verdict.reason
+    assert "different circumstances: cpu and cuda" in verdict.reason
 
 
 def test_missing_rows_name_the_sweep(tmp_path: Path) -> None:

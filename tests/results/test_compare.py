@@ -198,6 +198,16 @@ def test_no_number_of_sequences_is_called_needed_that_is_there_already(cell: Mak
     assert (change.verdict, change.needed) == ("not separable", None)
 
 
+def test_a_large_difference_is_told_among_any_number_of_others(cell: Make, tmp_path: Path) -> None:
+    """Ten thousand permutations alone could not: Holm's factor times 1 in 10,000 is over 0.05 from 500 numbers on."""
+    roots = tmp_path / "a", tmp_path / "b"
+    rows = [stored(root, cell, shift) for root, shift in zip(roots, ([0.0] * 40, [5.0] * 40), strict=True)]
+    frames = [schema.from_rows(each) for each in rows]
+    found = compare_runs(*frames, roots=roots)
+    (change,) = [change for change in found.changes if math.isfinite(change.pvalue)]
+    assert change.pvalue < 1e-6
+
+
 def test_difference_and_percent_say_alike_what_they_are_over(cell: Make, tmp_path: Path) -> None:
     roots = (tmp_path / "a", tmp_path / "b")
     shifts = (np.zeros(64), np.random.default_rng(1).normal(0.5, 0.1, 64))
@@ -217,6 +227,15 @@ def test_other_weights_are_matched_by_their_settings_and_said(cell: Make) -> Non
     assert found.changes
     assert "other weights in the second run" in " ".join(found.notes)
     assert {change.verdict for change in found.changes if change.metric == "gen_ppl/pooled"} == {"not separable"}
+
+
+def test_cells_are_not_matched_by_settings_that_another_pair_has_too(cell: Make) -> None:
+    """Sampling seeds 0 and 1 against 0 and 2: seed 1 is not what the second run has as seed 2."""
+    shared = cell("dfm", {"s": 50.0}, 3.8, steps=8, cell="zero")
+    one, two = (cell("dfm", {"s": 50.0}, 3.8, steps=8, cell=name, seed=seed) for name, seed in (("one", 1), ("two", 2)))
+    found = compare_runs(schema.from_rows([*shared, *one]), schema.from_rows([*shared, *two]))
+    assert len(found.only_a) == len(found.only_b) == 1
+    assert not any("in the second run" in note for note in found.notes)
 
 
 def test_cells_of_one_run_alone_are_named(cell: Make) -> None:

@@ -112,6 +112,15 @@ def test_networks_of_one_recipe_are_one_row(tmp_path: Path, variants: bool) -> N
     assert [cell.id for cell in groups[1]] == ["abc0", "abc1", "abc2"]
 
 
+def test_controls_of_equal_cost_are_one_recipe_whatever_their_steps(tmp_path: Path) -> None:
+    """How many steps a seed takes follows from what it is to equal; of other networks the steps are a setting."""
+    found = folder(tmp_path, 3).cells
+    for control, sizes in (("flop_matched", [1, 3, 3]), ("unshaped", [1, 1, 2, 3])):
+        for cell, steps in zip((c for c in found if c.id.startswith("abc")), (396, 393, 396), strict=True):
+            cell.variant |= {"control": control, "training_steps": steps}
+        assert sorted(map(len, by_recipe(found))) == sizes
+
+
 def test_one_quantity_gets_the_t_interval_over_seeds(tmp_path: Path) -> None:
     (instance,) = verdicts(folder(tmp_path, 3))["level"].instances
     logs = np.log(STUDENTS)

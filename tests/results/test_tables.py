@@ -260,7 +260,8 @@ def test_latex_escapes_every_special_character(nasty: Table) -> None:
     lines = text[text.index(r"\toprule") : text.index(r"\bottomrule")].splitlines()
     widths = {len(re.findall(r"(?<!\\)&", line)) for line in lines if line.endswith(r"\\")}
     assert widths == {len(nasty.columns) - 1}
-    stripped = re.sub(r"\\[A-Za-z]+\{\}|\\[{}$&%#_]|\$\\pm\$", "", "\n".join(lines))
+    assert render.escape_latex("--out") == "-{}-out"  # two hyphens would be a dash
+    stripped = re.sub(r"-\{\}-|\\[A-Za-z]+\{\}|\\[{}$&%#_]|\$\\pm\$", "", "\n".join(lines))
     assert not re.search(r"[$%#_^~{}]", stripped)
     text.encode()
 
@@ -279,6 +280,13 @@ def test_csv_and_json_carry_the_numbers(nasty: Table, summary: pd.DataFrame) -> 
     json.loads(render.to_json(nasty))
     wide = Table("t", [TableColumn("x", "x")], [TableRow("method", {"x": Value("1", 1.0, 0.0, float("inf"))})])
     assert json.loads(render.to_json(wide))["rows"][0]["cells"]["x"]["high"] is None
+
+
+def test_csv_has_texts_that_stand_for_no_number() -> None:
+    cells = {"a": Value("one, two"), "b": Value("–"), "c": Value("1.0", 1.0)}
+    table = Table("t", [TableColumn(key, key) for key in cells], [TableRow("method", cells)])
+    (record,) = csv.DictReader(io.StringIO(render.to_csv(table)))
+    assert record == {"section": "method", "a": "one, two", "b": "", "c": "1.0"}
 
 
 def test_html_is_text_only(nasty: Table) -> None:
