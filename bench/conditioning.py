@@ -9,7 +9,8 @@ A pinning is one line of text, part of a cell's identity:
 
 Under a held-out pinning the `real` row is the held-out sequences themselves, so it shows what a perfect continuation
 scores; canaries get the pinned tokens written into them. Real text is split by parity: rows use the even places of one
-order, the set that distances are compared with the odd ones, so that the two never share a sequence at any n.
+order, the set that distances are compared with the odd ones. The two share no text as long as the held-out text has 2n
+windows; beyond that it is cut anew at other offsets, and they overlap (`tasks.canaries.HeldOut`).
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ class HeldOut:
     """Windows of a token stream, read as a ring.
 
     Windows of one round do not overlap: sequence i of a key gets the window at place i of a random order of all
-    `size // length` windows. Sequences beyond them come from a further round with another order and another offset.
+    `size // length` windows. Sequences beyond them come from a further round with another order and another offset, and
+    overlap those of the rounds before it.
 
     Args:
         stream: (size,) int64 held-out tokens.
