@@ -174,8 +174,9 @@ def _canary_flags(cells: list[CellRows], real: CellRows | None, metrics: set[str
     degenerate: list[CellRows] = []
     for canary in canaries:
         row, reference = canary.of(entropy), real.of(entropy) if real else None
-        low = row is not None and reference is not None and outside(row, reference, ENTROPY_MARGIN_NATS) < 0
-        (degenerate if low else floors).append(canary)
+        if row is None or reference is None:  # whether it has the entropy of text is not known
+            continue
+        (degenerate if outside(row, reference, ENTROPY_MARGIN_NATS) < 0 else floors).append(canary)
     flags = []
     for cell in cells:
         if cell in canaries:

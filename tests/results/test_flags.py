@@ -106,6 +106,12 @@ def test_equal_to_a_canary_is_not_better(cell: Cell) -> None:
     assert raised(rows) == {"ar": {"canary"}}
 
 
+def test_without_real_text_no_canary_is_called_one_with_its_entropy(cell: Cell) -> None:
+    """A loop has the best perplexity of all: beside nothing to compare it with it would bar every row."""
+    rows = [*cell("good", {"s": 50.0}, 3.8, n=5000), *cell("loop", {"s": 2.0}, 1.2, n=5000, **REF)]
+    assert raised(rows) == {"good": {"no-real"}, "loop": {"no-real"}}
+
+
 def test_counts_draws_and_scorers(cell: Cell) -> None:
     rows = [
         *cell("a", {"s": 50.0, "t": 5.0}, 3.8, n=256),
