@@ -59,8 +59,9 @@ def _round_constants(key: int, dimensions: int, device: torch.device) -> tuple[l
 
 
 @lru_cache(maxsize=4096)
-def _site(name: str) -> int:
-    return zlib.crc32(name.encode())
+def _site(name: str, device: torch.device) -> Tensor:
+    """The word of a site, kept where it is needed: copying it there would make an accelerator wait each time."""
+    return torch.tensor(zlib.crc32(name.encode()), dtype=torch.int64, device=device)
 
 
 def derive_key(root_seed: int, *parts: str) -> int:
@@ -128,7 +129,6 @@ class Streams:
 
     def _draw(self, position: Tensor, step: int | Tensor, sequence: Tensor, site: str) -> Tensor:
         step_word = torch.as_tensor(step, dtype=torch.int64, device=self.device)
-        site_word = torch.tensor(_site(site), dtype=torch.int64, device=self.device)
-        a, b, _, _ = philox4x32((position, step_word, sequence, site_word), self.key)
+        a, b, _, _ = philox4x32((position, step_word, sequence, _site(site, self.device)), self.key)
         bits = ((a >> 6) << 26) | (b >> 6)  # 26 + 26 = 52 bits: adding one half is exact, so 0 and 1 cannot occur
         return (bits.to(torch.float64) + 0.5) * 2.0**-52

@@ -21,12 +21,15 @@ from torch import Tensor
 
 from tsdfm_bench.api import plain
 
-_SUM_ELEMENTS = 1 << 17
+_SUM_ELEMENTS, _SUM_ELEMENTS_GPU = 1 << 17, 1 << 26
 _ORDINARY = math.exp(-60.0), math.exp(60.0)  # sums far from where float32's exponential overflows or loses bits
 
 
 def sum_exp(x: Tensor, without: Tensor | None = None) -> Tensor:
-    """Sums of e^x over the last dimension, in pieces that stay in the cache.
+    """Sums of e^x over the last dimension, in pieces: on a CPU so small that they stay in the cache.
+
+    On a CPU logits of ordinary size are summed without a shift. To look whether they are of ordinary size would make an
+    accelerator wait for its host, so there they never are.
 
     Args:
         x: (n, K) fp32.
@@ -35,7 +38,8 @@ def sum_exp(x: Tensor, without: Tensor | None = None) -> Tensor:
     Returns:
         (n,) fp64.
     """
-    rows = max(1, _SUM_ELEMENTS // x.shape[1])
+    on_cpu = x.device.type == "cpu"
+    rows = max(1, (_SUM_ELEMENTS if on_cpu else _SUM_ELEMENTS_GPU) // x.shape[1])
 
     def reduced(reduce: Callable[[Tensor], Tensor]) -> Tensor:
         parts = list(x.split(rows))
@@ -45,7 +49,7 @@ def sum_exp(x: Tensor, without: Tensor | None = None) -> Tensor:
         sums = [reduce(part) for part in parts]
         return sums[0] if len(sums) == 1 else torch.cat(sums)
 
-    if not plain():
+    if on_cpu and not plain():
         total = reduced(lambda part: part.exp().sum(dim=1))
         if bool(((total > _ORDINARY[0]) & (total < _ORDINARY[1])).all()):  # logits of ordinary size need no shift
             return total.double()

@@ -35,7 +35,7 @@ _BLOCK = 64
 _GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)  # the constants of SplitMix64 as signed 64-bit integers
 _MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX2 = 0x94D049BB133111EB - (1 << 64)
-_RACE_ELEMENTS = 1 << 19
+_RACE_ELEMENTS, _RACE_ELEMENTS_GPU = 1 << 19, 1 << 25
 _FLAT_ELEMENTS = 1 << 15  # fewer are summed faster in one go, on a CPU
 _SEARCHED_AT_ONCE = 1 << 16  # the same of `from_logits`
 BELOW_ONE = 1 - 2.0**-50  # times a sum of about 1 it is below the sum
@@ -155,7 +155,8 @@ def race(weights: Tensor, u: Tensor) -> Tensor:
     """
     seed = (u * 2.0**52).long()
     winners = []
-    rows = max(1, _RACE_ELEMENTS // weights.shape[1])
+    most = _RACE_ELEMENTS if weights.device.type == "cpu" else _RACE_ELEMENTS_GPU
+    rows = max(1, most // weights.shape[1])
     for w, s in zip(weights.split(rows), seed.split(rows), strict=True):
         noise = 1e-10 - (race_uniforms(s, w.shape[1]) + 1e-10).log()
         winners.append((w / noise).argmax(dim=-1))

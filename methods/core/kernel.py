@@ -23,12 +23,19 @@ from tsdfm_bench.methods.core.sharpen import Sharpen
 from tsdfm_bench.methods.core.state import State
 from tsdfm_bench.methods.core.visits import Visit, every_step
 
-_PIECE = 1 << 20  # fp64 elements worked on at a time
+_PIECE = 1 << 20  # fp64 elements worked on at a time: 8 MB stay in a processor's cache
+_PIECE_GPU = 1 << 25  # an accelerator waits for its host if it gets too little to do: 256 MB
 
 
-def pieces(count: int, width: int) -> Iterator[slice]:
-    """Slices that cover `count` rows of `width` numbers, each small enough to be worked on in fp64."""
-    rows = max(1, _PIECE // max(1, width))
+def pieces(count: int, width: int, device: torch.device | None = None) -> Iterator[slice]:
+    """Slices that cover `count` rows of `width` numbers, each small enough to be worked on in fp64.
+
+    Args:
+        count, width: shape of the numbers.
+        device: where they are; None = on a CPU.
+    """
+    most = _PIECE if device is None or device.type == "cpu" else _PIECE_GPU
+    rows = max(1, most // max(1, width))
     for begin in range(0, count, rows):
         yield slice(begin, min(begin + rows, count))
 
@@ -104,7 +111,7 @@ class Posterior:
             no_mask: as in `weights`.
         """
         drawn = []
-        for s in pieces(*logits.shape):
+        for s in pieces(*logits.shape, logits.device):
             excluded = no_mask if isinstance(no_mask, bool) else no_mask[s]
             drawn.append(self.policy.categorical(self.weights(logits[s], excluded), u[s]))
         return torch.cat(drawn) if drawn else torch.empty(0, dtype=torch.int64, device=logits.device)

@@ -140,7 +140,7 @@ class EnergyKernel(Kernel):
     def _draw(self, logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens and their log p, (n,) each."""
         tokens, log_p = [], []
-        for s in pieces(*logits.shape):
+        for s in pieces(*logits.shape, logits.device):
             p = self.posterior.probabilities(logits[s], no_mask=True)
             token = self.posterior.policy.categorical(p, u[s])
             tokens.append(token)
@@ -151,7 +151,10 @@ class EnergyKernel(Kernel):
         """log p_AR(x), (batch,) fp64; one call of the energy's network."""
         logits = sequence_logits(self.energy, x).flatten(0, 1)
         tokens = x.flatten()
-        nll = [F.cross_entropy(logits[s].double(), tokens[s], reduction="none") for s in pieces(*logits.shape)]
+        nll = [
+            F.cross_entropy(logits[s].double(), tokens[s], reduction="none")
+            for s in pieces(*logits.shape, logits.device)
+        ]
         return -torch.cat(nll).view(x.shape).sum(dim=1)
 
 
