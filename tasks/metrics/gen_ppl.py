@@ -15,8 +15,9 @@ each is offered under its name:
     flow-matching        not the first of a text (alias: tsdfm)              mean of exp(mean NLL)
 
 They are used here on our own NLLs: text re-tokenised by the scorer, one context token before it, the scorer's own
-window. The original protocols also differ in these, as the definition that goes with every number says. Sequences
-without a counted unit are left out of the means of per-sequence values.
+window. The original protocols also differ in these, as the definition that goes with every number says: SEDD's code
+gives its scorer no context token, so there a sequence's first token has no NLL, and "all" are those after it.
+Sequences without a counted unit are left out of the means of per-sequence values.
 
 Perplexities per token of scorers with different tokenizers cannot be compared; bits per byte can.
 """
