@@ -101,8 +101,10 @@ class Ablation:
 
     @property
     def name(self) -> str:
-        """Where it was made."""
-        return f"{self.task}, {self.length} tokens, {self.source} source, {SHORT} steps"
+        """Where it was made, and how long its networks were trained if that is not as long as the default ones."""
+        trained = self.base.get("training_steps")
+        apart = f", {trained} training steps" if trained and not self.cells[0].variant.get("alike", True) else ""
+        return f"{self.task}, {self.length} tokens, {self.source} source, {SHORT} steps{apart}"
 
     def levels(self, key: str) -> list[Level]:
         """The values of one setting, the others as in the default; in order of the values."""
@@ -166,7 +168,8 @@ def ablations(evidence: Evidence) -> list[Ablation]:
         as_trained = set(cell.options) <= {"checkpoint", "rerank"}  # a variant's training is what is looked at
         if not (cell.variant and cell.first["steps"] == SHORT and plain_draws(cell) and as_trained):
             continue
-        key = (*cell.group, cell.first["source"])
+        # networks that were trained otherwise than the default, for another time, are an ablation of their own
+        key = (*cell.group, cell.first["source"], cell.variant.get("alike", True))
         if (*key, cell.first["weights"]) not in seen:  # other sequences of a network are no other training seed
             seen.add((*key, cell.first["weights"]))
             groups.setdefault(key, []).append(cell)

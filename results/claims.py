@@ -162,6 +162,8 @@ class _Test:
         elif selection.variant is None:
             found = defaults(found)
         wanted = selection.variant or {}
+        if wanted:  # a control that was trained for another time controls nothing
+            found = [cell for cell in found if cell.variant.get("alike", True)]
         return [c for c in found if all(_same(c.variant.get(k), v) for k, v in wanted.items())]
 
     def _values(self, dimension: str, matched: Mapping[str, list[EvidenceCell]]) -> list[Any]:

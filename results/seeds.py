@@ -30,7 +30,7 @@ from tsdfm_bench.results.stats import CONFIDENCE, Interval
 
 OVER = "training seeds"
 _SUFFIX = re.compile(r"^(.*)-s(\d+)$")  # how `train` names the checkpoints of further seeds
-_NOT_SETTINGS = ("name", "training_seed", "default")
+_NOT_SETTINGS = ("name", "training_seed", "default", "alike")
 _PLACE = ("method", "source", "steps", "temperature", "top_p", "top_p_rule", "draw")
 
 

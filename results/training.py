@@ -65,6 +65,7 @@ class Variant(_Entry):
         training_seed: seed of its training.
         settings: what distinguishes it: K, tau, policy, rule, control, ...
         default: whether it stands for the method in the main tables.
+        alike: whether it is trained like that one, as long and in the same batches: a claim compares no others.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Variant(_Entry):
     training_seed: int = 0
     settings: dict[str, Setting] = {}
     default: bool = False
+    alike: bool = True
 
     def values(self) -> dict[str, Any]:
         """Its settings, name and seed in one mapping."""
@@ -80,6 +82,7 @@ class Variant(_Entry):
             "name": self.name,
             "training_seed": self.training_seed,
             "default": self.default,
+            "alike": self.alike,
             **self.settings,
         }
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tsdfm_bench.methods.nets.pretrained import CONFIG_FILE, read_config, replac
 from tsdfm_bench.methods.train.recipe import ORACLE, Recipe, Stage
 from tsdfm_bench.methods.train.shaping import ShapingConfig
 from tsdfm_bench.methods.train.shortcut import DEFAULTS
-from tsdfm_bench.methods.train.trainer import TrainingResult
+from tsdfm_bench.methods.train.trainer import NO_INFLUENCE, TrainingResult
 
 COST_FILE, VARIANTS_FILE, COSTS_FILE = "cost.json", "variants.json", "training_cost.json"
 STUDENTS = ("fsdfm", "tsdfm")
@@ -52,6 +53,12 @@ def settings_of(stage: Stage, steps: int) -> dict[str, Any]:
         if shaping.rule == "softmax":
             settings["selection_temperature"] = shaping.selection_temperature
     return settings
+
+
+def trained_as(stage: Stage, recipe: Recipe) -> dict[str, Any]:
+    """The training that a stage is given, but for its seed; a control of equal cost changes the steps afterwards."""
+    training = asdict(recipe.training_of(stage))
+    return {key: value for key, value in training.items() if key not in (*NO_INFLUENCE, "seed")}
 
 
 def write_cost(stage: Stage, recipe: Recipe, result: TrainingResult, folder: Path) -> None:
@@ -101,12 +108,14 @@ def _finished(recipe: Recipe, folder: Path) -> set[Path]:
 
 def _write_records(recipe: Recipe, folder: Path) -> None:
     variants, costs = [], []
+    defaults = {stage.name: trained_as(stage, recipe) for stage in recipe.stage}
     for stage in recipe.stage:
         if stage.kind not in STUDENTS or not (folder / stage.name / CONFIG_FILE).is_file():
             continue
         found = checkpoints.Checkpoint(folder / stage.name, stage.name, stage.kind, stage.source or None)
         steps = int(read_config(found.folder).get("steps", recipe.training_of(stage).steps))
         settings, weights = settings_of(stage, steps), checkpoints.identify(found).weights
+        default = checkpoints.weights_name(stage.kind, stage.source, ("uniform", "mask"))
         variants.append(
             {
                 "name": stage.variant or stage.name,
@@ -114,7 +123,8 @@ def _write_records(recipe: Recipe, folder: Path) -> None:
                 "method": stage.kind,
                 "training_seed": recipe.training_of(stage).seed,
                 "settings": settings,
-                "default": stage.name == checkpoints.weights_name(stage.kind, stage.source, ("uniform", "mask")),
+                "default": stage.name == default,
+                "alike": defaults.get(default, defaults[stage.name]) == defaults[stage.name],
             }
         )
         if stage.control == "unshaped":

@@ -520,3 +520,18 @@ def test_one_training_seed_changes_nothing(tmp_path: Path) -> None:
     assert not any("seeds" in note for note in (*table.notes, *figure.notes))
     row = next(row.cells for row in table.table.rows if row.text("method") == "tsdfm")
     assert (row["ppl a"].value, row["ppl a"].low, row["ppl a"].high) == (40.0, 40.0 * 0.97, 40.0 * 1.03)
+
+
+def test_networks_of_another_training_time_are_an_ablation_of_their_own(results: Path) -> None:
+    """Beside the default ones they would differ in that too, and stand for further seeds of them."""
+    content = json.loads((results / "variants.json").read_text())
+    for variant in content["variants"]:
+        variant["alike"] = variant["settings"].get("K") != 4 and variant["settings"].get("control") != "random_pick"
+        if not variant["alike"]:
+            variant |= {"default": False, "settings": {**variant["settings"], "training_steps": 200}}
+    write_json(results / "variants.json", {"format": 1, "variants": content["variants"]})
+    made = EveryVariant().make(load_evidence(results))
+    assert len(made) == 2
+    assert [one.title.endswith(", 200 training steps") for one in made].count(True) == 1
+    shown = [[row.text("variant") for row in one.table.rows] for one in made if one.table]
+    assert not set(shown[0]) & set(shown[1])

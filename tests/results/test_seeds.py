@@ -121,6 +121,17 @@ def test_controls_of_equal_cost_are_one_recipe_whatever_their_steps(tmp_path: Pa
         assert sorted(map(len, by_recipe(found))) == sizes
 
 
+def test_controls_that_were_trained_for_another_time_control_nothing(tmp_path: Path) -> None:
+    assert verdicts(folder(tmp_path, 3))["choice"].status != "not testable"
+    known = json.loads((tmp_path / "variants.json").read_text())
+    for variant in known["variants"]:
+        variant["alike"] = variant["settings"]["control"] == "none"
+    (tmp_path / "variants.json").write_text(json.dumps(known))
+    verdict = verdicts(load_evidence(tmp_path))["choice"]
+    assert verdict.status == "not testable"
+    assert "no finished row for 'random'" in verdict.reason
+
+
 def test_one_quantity_gets_the_t_interval_over_seeds(tmp_path: Path) -> None:
     (instance,) = verdicts(folder(tmp_path, 3))["level"].instances
     logs = np.log(STUDENTS)

@@ -40,7 +40,7 @@ from tsdfm_bench.methods.train.matching import (
     sampled_entropy,
 )
 from tsdfm_bench.methods.train.recipe import Recipe, load_recipe, spell_out
-from tsdfm_bench.methods.train.records import STUDENTS
+from tsdfm_bench.methods.train.records import STUDENTS, trained_as
 from tsdfm_bench.methods.train.shaping import GATES, RULES, SWITCHES
 from tsdfm_bench.methods.train.shortcut import DEFAULTS, OPTIONS
 from tsdfm_bench.methods.train.trainer import Trainer, TrainingConfig
@@ -501,3 +501,13 @@ def test_the_report_of_a_stage_is_json(trained) -> None:
     report = json.loads((trained / "compass-uniform" / "report.json").read_text())
     assert report["choice"]["judge"] == "cycle"
     assert {"auc", "auc_changed", "auc_repeated", "bins", "right_p", "failures", "passed"} <= set(report)
+
+
+def test_what_is_trained_like_the_default_may_be_compared_with_it() -> None:
+    """From masks the ablation has fewer steps than the shipped students, so no claim compares the two."""
+    recipe = load_recipe("sotu-ablation")
+    training = {stage.name: trained_as(stage, recipe) for stage in recipe.stage}
+    for control in ("random", "entropy-matched", "flop-matched", "tau0"):
+        assert training[control] == training["tsdfm-uniform"] == training["fsdfm-uniform"]
+        if control != "tau0":
+            assert training[f"{control}-mask"] == training["shaped-mask"] != training["tsdfm-mask"]
