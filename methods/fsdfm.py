@@ -86,7 +86,7 @@ class CumulativeKernel(Kernel):
             log_ratio = self.posterior.schedule.log_survival(visit.t, visit.t_next)[visit.at_rows]
             candidate = -torch.expm1(log_ratio)
         given = (logits, current, log_ratio, candidate, u_leave, u_token, visit.last)
-        parts = list(pieces(*logits.shape, logits.device))
+        parts = list(pieces(*logits.shape, device=logits.device))
         if len(parts) > 1:
             drawn = torch.cat([self._drawn(*(x[s] for x in given), any_last=visit.any_last) for s in parts])
         else:

@@ -170,7 +170,7 @@ class RaceKernel(Kernel):
         probabilities = self._probabilities(state, visit)
         u = visit.uniform("token", state.streams)
         tokens = torch.full_like(rows, mask)
-        for s in pieces(*probabilities.shape, probabilities.device):
+        for s in pieces(*probabilities.shape, device=probabilities.device):
             weights = probabilities[s] * (before - after)[s, None].float()
             weights[:, mask] = after[s].float()
             tokens[s] = self.posterior.policy.categorical(weights, u[s])
@@ -195,7 +195,7 @@ class RaceKernel(Kernel):
     def _fresh(self, state: State, visit: Visit) -> Tensor:
         logits = self.posterior.logits(state, visit)
         return torch.cat(
-            [self.posterior.probabilities(logits[s], True).float() for s in pieces(*logits.shape, logits.device)]
+            [self.posterior.probabilities(logits[s], True).float() for s in pieces(*logits.shape, device=logits.device)]
         )
 
 

@@ -90,7 +90,7 @@ class RerankedKernel(CumulativeKernel):
         log_ratio = self.posterior.schedule.log_survival(visit.t, visit.t_next)[visit.at_rows]
         drawn = [[visit.uniform(f"{s}/{k}", state.streams) for s in ("leave", "token")] for k in range(count)]
         proposals = current.expand(count, -1).clone()
-        for s in pieces(*logits.shape, logits.device):
+        for s in pieces(*logits.shape, device=logits.device):
             z = current[s, None]
             weights = self.posterior.weights(logits[s], self.once)
             stay = weights.gather(1, z)

@@ -117,7 +117,7 @@ class AbsorbKernel(Kernel):
     def _race(self, state: State, visit: Visit, logits: Tensor, reveal: Tensor) -> None:
         u = visit.uniform("token", state.streams)
         tokens = torch.empty_like(visit.at_rows)
-        for s in pieces(*logits.shape, logits.device):
+        for s in pieces(*logits.shape, device=logits.device):
             real = self.posterior.probabilities(logits[s]) * reveal[s, None]
             weights = torch.cat([real, 1 - reveal[s, None]], dim=1)
             tokens[s] = self.posterior.policy.categorical(weights, u[s])

@@ -114,7 +114,7 @@ class UniformKernel(Kernel):
                     x[candidate] for x in (logits, z, kappa, scale, closing, u_leave)
                 )
         u_token = visit.uniform("token", state.streams)
-        for s in pieces(*logits.shape, logits.device):
+        for s in pieces(*logits.shape, device=logits.device):
             weights = self.weights(logits[s], z[s], kappa[s], scale[s], closing[s], visit.any_last)
             if u_leave is None:
                 z[s] = posterior.policy.categorical(weights, u_token[s])

@@ -63,7 +63,7 @@ class Finaliser:
         logits = posterior.logits(state, visit)
         if self.rule == "argmax":
             tokens = torch.empty_like(visit.at_rows)
-            for s in pieces(*logits.shape, logits.device):
+            for s in pieces(*logits.shape, device=logits.device):
                 most, tokens[s] = posterior.weights(logits[s], True).max(dim=-1)
                 posterior.policy.watch(most)
         else:

@@ -27,7 +27,7 @@ _PIECE = 1 << 20  # fp64 elements worked on at a time: 8 MB stay in a processor'
 _PIECE_GPU = 1 << 25  # an accelerator waits for its host if it gets too little to do: 256 MB
 
 
-def pieces(count: int, width: int, device: torch.device | None = None) -> Iterator[slice]:
+def pieces(count: int, width: int, *, device: torch.device | None = None) -> Iterator[slice]:
     """Slices that cover `count` rows of `width` numbers, each small enough to be worked on in fp64.
 
     Args:
@@ -111,7 +111,7 @@ class Posterior:
             no_mask: as in `weights`.
         """
         drawn = []
-        for s in pieces(*logits.shape, logits.device):
+        for s in pieces(*logits.shape, device=logits.device):
             excluded = no_mask if isinstance(no_mask, bool) else no_mask[s]
             drawn.append(self.policy.categorical(self.weights(logits[s], excluded), u[s]))
         return torch.cat(drawn) if drawn else torch.empty(0, dtype=torch.int64, device=logits.device)

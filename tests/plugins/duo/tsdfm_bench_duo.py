@@ -118,7 +118,7 @@ class UniformPosteriorKernel(Kernel):
         evidence = -torch.log1p(a * self.vocab_size / self.posterior.schedule.noise(visit.t[visit.at_rows]))
         if not self.evidence:
             evidence = torch.zeros_like(evidence)
-        for s in pieces(*logits.shape, logits.device):
+        for s in pieces(*logits.shape, device=logits.device):
             best = logits[s].argmax(dim=-1)
             p = self.posterior.probabilities(logits[s].double().scatter_add(1, z[s, None], evidence[s, None]))
             own = p.gather(1, z[s, None])[:, 0]

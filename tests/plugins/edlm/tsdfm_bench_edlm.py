@@ -140,7 +140,7 @@ class EnergyKernel(Kernel):
     def _draw(self, logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens and their log p, (n,) each."""
         tokens, log_p = [], []
-        for s in pieces(*logits.shape, logits.device):
+        for s in pieces(*logits.shape, device=logits.device):
             p = self.posterior.probabilities(logits[s], no_mask=True)
             token = self.posterior.policy.categorical(p, u[s])
             tokens.append(token)
@@ -153,7 +153,7 @@ class EnergyKernel(Kernel):
         tokens = x.flatten()
         nll = [
             F.cross_entropy(logits[s].double(), tokens[s], reduction="none")
-            for s in pieces(*logits.shape, logits.device)
+            for s in pieces(*logits.shape, device=logits.device)
         ]
         return -torch.cat(nll).view(x.shape).sum(dim=1)
 

@@ -120,7 +120,7 @@ class RemaskingKernel(Kernel):
         if logits is None:
             return
         u = reveal.uniform("token", state.streams)
-        for s in pieces(*logits.shape, logits.device):
+        for s in pieces(*logits.shape, device=logits.device):
             p = self.posterior.probabilities(logits[s], no_mask=True)
             token = self.posterior.policy.categorical(p, u[s])
             rows, positions = reveal.state_rows[s], reveal.at_positions[s]
