@@ -217,7 +217,7 @@ DEEDS = {
     "seed of torch": "torch.manual_seed(1)",
     "seed of numpy": "np.random.seed(1)",
     "seed of random": "random.seed(1)",
-    "signal handlers": "signal.signal(signal.SIGINT, signal.SIG_IGN)",
+    "signal handlers": "signal.signal(signal.SIGINT, lambda *_: None)",  # SIG_IGN is what a background job may have
 }
 HOSTILE = """
 import os, random, signal, sys, time
