@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from tsdfm_bench.methods.nets.pretrained import CONFIG_FILE, read_config, replac
 from tsdfm_bench.methods.train.recipe import ORACLE, Recipe, Stage
 from tsdfm_bench.methods.train.shaping import ShapingConfig
 from tsdfm_bench.methods.train.shortcut import DEFAULTS
-from tsdfm_bench.methods.train.trainer import NO_INFLUENCE, TrainingResult
+from tsdfm_bench.methods.train.trainer import TrainingResult
 
 COST_FILE, VARIANTS_FILE, COSTS_FILE = "cost.json", "variants.json", "training_cost.json"
 STUDENTS = ("fsdfm", "tsdfm")
@@ -55,10 +54,15 @@ def settings_of(stage: Stage, steps: int) -> dict[str, Any]:
     return settings
 
 
-def trained_as(stage: Stage, recipe: Recipe) -> dict[str, Any]:
-    """The training that a stage is given, but for its seed; a control of equal cost changes the steps afterwards."""
-    training = asdict(recipe.training_of(stage))
-    return {key: value for key, value in training.items() if key not in (*NO_INFLUENCE, "seed")}
+def trained_as(stage: Stage, recipe: Recipe) -> tuple[int, int]:
+    """Sequences a batch and steps that make a student, with those of the student it starts from.
+
+    A control of equal cost changes its steps afterwards; one of equal entropy is not trained.
+    """
+    training = recipe.training_of(stage)
+    start = next((other for other in recipe.stage if other.name == stage.start_from), None)
+    before = trained_as(start, recipe)[1] if start is not None and start.kind in STUDENTS else 0
+    return training.batch, before + (0 if stage.match else training.steps)
 
 
 def write_cost(stage: Stage, recipe: Recipe, result: TrainingResult, folder: Path) -> None:
@@ -108,7 +112,7 @@ def _finished(recipe: Recipe, folder: Path) -> set[Path]:
 
 def _write_records(recipe: Recipe, folder: Path) -> None:
     variants, costs = [], []
-    defaults = {stage.name: trained_as(stage, recipe) for stage in recipe.stage}
+    trained = {stage.name: trained_as(stage, recipe) for stage in recipe.stage if stage.kind in STUDENTS}
     for stage in recipe.stage:
         if stage.kind not in STUDENTS or not (folder / stage.name / CONFIG_FILE).is_file():
             continue
@@ -124,7 +128,7 @@ def _write_records(recipe: Recipe, folder: Path) -> None:
                 "training_seed": recipe.training_of(stage).seed,
                 "settings": settings,
                 "default": stage.name == default,
-                "alike": defaults.get(default, defaults[stage.name]) == defaults[stage.name],
+                "alike": trained.get(default, trained[stage.name]) == trained[stage.name],
             }
         )
         if stage.control == "unshaped":

@@ -508,6 +508,14 @@ def test_what_is_trained_like_the_default_may_be_compared_with_it() -> None:
     recipe = load_recipe("sotu-ablation")
     training = {stage.name: trained_as(stage, recipe) for stage in recipe.stage}
     for control in ("random", "entropy-matched", "flop-matched", "tau0"):
-        assert training[control] == training["tsdfm-uniform"] == training["fsdfm-uniform"]
-        if control != "tau0":
-            assert training[f"{control}-mask"] == training["shaped-mask"] != training["tsdfm-mask"]
+        assert training[control] == training["tsdfm-uniform"] == training["fsdfm-uniform"] == (128, 200)
+        assert training[f"{control}-mask"] == training["shaped-mask"] == (128, 200)
+    assert training["tsdfm-mask"] == (128, 600)
+
+
+def test_two_halves_of_a_training_are_as_long_as_the_default() -> None:
+    recipe = load_recipe("markov")
+    training = {stage.name: trained_as(stage, recipe) for stage in recipe.stage}
+    for name in ("restarted", "refreshed", "refreshed-s1", "k8"):
+        assert training[name] == training["tsdfm-uniform"]
+    assert training["first-half"] != training["tsdfm-uniform"]
