@@ -3,7 +3,8 @@
 A uniform is a pure function of (key, sequence index, step, site, position): nothing is drawn "in order", so what a
 sequence sees does not depend on batch size, shard, order of batches or resume, and uniforms are made only for the
 positions that need them. The generator is Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as
-easy as 1, 2, 3", SC 2011), written in torch integer arithmetic so that it runs on every device with equal bits.
+easy as 1, 2, 3", SC 2011), in integer arithmetic with equal bits everywhere: torch's on an accelerator, and on a CPU
+NumPy's, whose operations on the few numbers of one step cost a fraction of torch's.
 
 The 128-bit counter holds (position, step, sequence, site); the 64-bit key is a hash of the root seed and the cell.
 """
@@ -12,8 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,28 +38,43 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tupl
         four int64 tensors of 32-bit words, of the broadcast shape.
     """
     c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
-    factors, keys = _round_constants(key, c0.dim(), c0.device)
     # words 0 and 2 are multiplied, then change places: both halves of a round are one operation
-    multiplied, other = torch.stack([c0, c2]), torch.stack([c3, c1])
+    halves = torch.stack([c0, c2]), torch.stack([c3, c1])
+    if c0.device.type == "cpu":
+        arrays = _rounds(halves[0].numpy(), halves[1].numpy(), *_round_constants(key, c0.dim(), None))
+        c02, c13 = (torch.from_numpy(array) for array in arrays)
+    else:
+        c02, c13 = _rounds(*halves, *_round_constants(key, c0.dim(), c0.device))
+    return c02[0], c13[0], c02[1], c13[1]
+
+
+def _rounds(multiplied: Any, other: Any, factors: Sequence[Any], keys: Sequence[Any]) -> tuple[Any, Any]:
+    """All rounds, of NumPy's arrays or torch's, (2, ...) int64: words (0, 2) and (3, 1) become (0, 2) and (1, 3)."""
+    low = other
     for i in range(_ROUNDS):
         product = multiplied * factors[i % 2]  # 64-bit products; int64 wraps, the bits are the same
-        low = (product & _MASK32).flip(0)
-        multiplied = product.bitwise_right_shift_(32).bitwise_and_(_MASK32).bitwise_xor_(other).bitwise_xor_(keys[i])
-        other = low
-    return multiplied[0], other[1], multiplied[1], other[0]
+        low = product & _MASK32
+        product >>= 32
+        product &= _MASK32
+        product ^= other
+        product ^= keys[i]
+        multiplied, other = product, low[::-1] if isinstance(low, np.ndarray) else low.flip(0)
+    return multiplied, low
 
 
 @lru_cache(maxsize=64)
-def _round_constants(key: int, dimensions: int, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
-    """Factors of even and odd rounds, and the keys of every round, each (2, 1, ...) int64."""
+def _round_constants(key: int, dimensions: int, device: torch.device | None) -> tuple[list[Any], list[Any]]:
+    """Factors of even and odd rounds, and the keys of every round, each (2, 1, ...) int64; NumPy's without a device."""
     pairs = []
     k0, k1 = key & _MASK32, (key >> 32) & _MASK32
     for i in range(_ROUNDS):
         pairs.append((k1, k0) if i % 2 == 0 else (k0, k1))
         k0, k1 = (k0 + _W0) & _MASK32, (k1 + _W1) & _MASK32
     shape = (2, *(1 for _ in range(dimensions)))
-    tensors = [torch.tensor(pair, device=device).view(shape) for pair in [(_M0, _M1), (_M1, _M0), *pairs]]
-    return tensors[:2], tensors[2:]
+    arrays: list[Any] = [np.array(pair, dtype=np.int64).reshape(shape) for pair in [(_M0, _M1), (_M1, _M0), *pairs]]
+    if device is not None:
+        arrays = [torch.from_numpy(array).to(device) for array in arrays]
+    return arrays[:2], arrays[2:]
 
 
 @lru_cache(maxsize=4096)

@@ -23,7 +23,7 @@ from tsdfm_bench.api import MethodInfo, OracleSource, SampleBatch, SampleRequest
 from tsdfm_bench.errors import UsageError
 from tsdfm_bench.methods.builtin import Weighted, finished, parse_options
 from tsdfm_bench.methods.core.denoiser import CausalDenoiser, CausalNetworkDenoiser
-from tsdfm_bench.methods.core.draw import BELOW_ONE, DrawPolicy
+from tsdfm_bench.methods.core.draw import DrawPolicy
 from tsdfm_bench.methods.core.request import refusal
 from tsdfm_bench.methods.core.sharpen import Sharpen
 
@@ -104,7 +104,7 @@ class AR(Weighted):
         sharpen = Sharpen(request.temperature, request.top_p, request.top_p_rule)
         policy = DrawPolicy(request.draw)
         spare = isinstance(self.denoiser, CausalNetworkDenoiser)  # an exact law may show a table of its own
-        uniforms = streams.uniform("token", 0, request.length).clamp_max_(BELOW_ONE).split(1, dim=1)  # one per token
+        uniforms = streams.uniform("token", 0, request.length).split(1, dim=1)  # one per token
         written = [tokens[:, :begin]]
         memory = self.denoiser.begin(request.batch, request.length)
         logits = self.denoiser.next_logits(memory, tokens[:, :begin])

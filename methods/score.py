@@ -22,14 +22,16 @@ from torch import Tensor
 from tsdfm_bench.api import plain
 
 _SUM_ELEMENTS, _SUM_ELEMENTS_GPU = 1 << 17, 1 << 26
-_ORDINARY = math.exp(-60.0), math.exp(60.0)  # sums far from where float32's exponential overflows or loses bits
+_LOG2_E = math.log2(math.e)
+_ORDINARY = math.exp(-30.0), math.exp(30.0)  # sums far from where float32's exponential overflows or loses bits
 
 
 def sum_exp(x: Tensor, without: Tensor | None = None) -> Tensor:
     """Sums of e^x over the last dimension, in pieces: on a CPU so small that they stay in the cache.
 
-    On a CPU logits of ordinary size are summed without a shift. To look whether they are of ordinary size would make an
-    accelerator wait for its host, so there they never are.
+    On a CPU logits of ordinary size are summed without a shift and as powers of 2, which takes a third of the time; a
+    term loses 1e-7 |x| of itself by it. To look whether they are of ordinary size would make an accelerator wait for its
+    host, so there they never are.
 
     Args:
         x: (n, K) fp32.
@@ -42,6 +44,8 @@ def sum_exp(x: Tensor, without: Tensor | None = None) -> Tensor:
     rows = max(1, (_SUM_ELEMENTS if on_cpu else _SUM_ELEMENTS_GPU) // x.shape[1])
 
     def reduced(reduce: Callable[[Tensor], Tensor]) -> Tensor:
+        if without is None and len(x) <= rows:
+            return reduce(x)
         parts = list(x.split(rows))
         if without is not None:
             columns = without.split(rows)
@@ -50,8 +54,9 @@ def sum_exp(x: Tensor, without: Tensor | None = None) -> Tensor:
         return sums[0] if len(sums) == 1 else torch.cat(sums)
 
     if on_cpu and not plain():
-        total = reduced(lambda part: part.exp().sum(dim=1))
-        if bool(((total > _ORDINARY[0]) & (total < _ORDINARY[1])).all()):  # logits of ordinary size need no shift
+        total = reduced(lambda part: (part * _LOG2_E).exp2_().sum(dim=1))
+        least, most = (float(x) for x in total.aminmax()) if len(total) else _ORDINARY
+        if _ORDINARY[0] <= least and most <= _ORDINARY[1]:  # logits of ordinary size need no shift
             return total.double()
     return reduced(lambda part: torch.logsumexp(part, dim=1)).double().exp_()
 

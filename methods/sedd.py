@@ -57,8 +57,9 @@ class ScaledScoreDenoiser(NetworkDenoiser):
     def predict(self, tokens: Tensor, condition: Condition, rows: Tensor, positions: Tensor) -> Tensor:
         """See `Denoiser.predict`."""
         output = super().predict(tokens, condition, rows, positions)
-        scale = torch.expm1(condition.sigma).log() + math.log(self.vocab_size)
-        return output.sub_(scale.to(output.dtype)[rows, None])  # in place: the output is ours, and large
+        scale = (torch.expm1(condition.sigma).log() + math.log(self.vocab_size)).to(output.dtype)
+        # in place: the output is ours, and large
+        return output.sub_(scale[:, None] if len(scale) == 1 else scale[rows, None])
 
 
 class AbsorbKernel(Kernel):
@@ -76,12 +77,15 @@ class AbsorbKernel(Kernel):
 
     def visits(self, state: State, grid: Grid) -> Iterator[Visit]:
         """All positions masked at the time, until none is left."""
-        site = "token" if self.posterior.policy.legacy else "leave"
-        drawn = uniforms_of_steps(site, state, len(grid))
-        for i, ((t, t_next), u) in enumerate(zip(grid, drawn, strict=True)):
-            visit = places_visit((state.tokens == self.mask) & state.free, i, t, t_next, **{site: u})
+        factors = self.factor(grid.start, grid.end).to(state.tokens.device)
+        sites = ("token",) if self.posterior.policy.legacy else ("leave", "token")
+        drawn = zip(*(uniforms_of_steps(site, state, len(grid)) for site in sites), strict=True)
+        for i, ((t, t_next), uniforms) in enumerate(zip(grid, drawn, strict=True)):
+            masked = (state.tokens == self.mask) & state.free
+            visit = places_visit(masked, i, t, t_next, **dict(zip(sites, uniforms, strict=True)))
             if visit is None:
                 return
+            visit.of_steps["factor"] = factors[i].expand_as(visit.at_rows)
             yield visit
 
     def factor(self, t: Tensor, t_next: Tensor) -> Tensor:
@@ -101,18 +105,15 @@ class AbsorbKernel(Kernel):
         """Reveal, or not, every masked position of the visit."""
         logits = self.posterior.logits(state, visit)
         logits = logits[:, : self.mask]  # the mask is the last output
-        factor = self.factor(visit.t, visit.t_next)[visit.at_rows]
-        reveal = (factor * self.total(logits, visit)).clamp_max_(1.0)
+        reveal = (visit.of_steps["factor"] * self.total(logits, visit)).clamp_max_(1.0)
         self.posterior.policy.watch(reveal)
         if self.posterior.policy.legacy:
             self._race(state, visit, logits, reveal)
             return
-        revealed = visit.uniform("leave", state.streams) < reveal
-        if not bool(revealed.any()):
-            return
-        chosen = visit.keep(revealed)
-        tokens = self.posterior.draw(logits[revealed], chosen.uniform("token", state.streams))
-        state.write(chosen.state_rows, chosen.at_positions, tokens)
+        revealed = (visit.uniform("leave", state.streams) < reveal).nonzero().squeeze(1)
+        if revealed.numel():
+            tokens = self.posterior.draw(logits[revealed], visit.uniform("token", state.streams)[revealed])
+            state.write(visit.state_rows[revealed], visit.at_positions[revealed], tokens)
 
     def _race(self, state: State, visit: Visit, logits: Tensor, reveal: Tensor) -> None:
         u = visit.uniform("token", state.streams)

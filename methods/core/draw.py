@@ -2,7 +2,7 @@
 
 `fp64` (default): inverse CDF in double precision. With weights w and a uniform u the token is the first y with
 
-    w_0 + ... + w_y > u (w_0 + ... + w_{K-1})
+    w_0 + ... + w_y >= u (w_0 + ... + w_{K-1})
 
 so every token of positive weight can be drawn, however small its probability.
 
@@ -24,10 +24,11 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tsdfm_bench.api import Draw, plain
 from tsdfm_bench.errors import PluginError, unknown_name
-from tsdfm_bench.methods.core.sharpen import Sharpen
+from tsdfm_bench.methods.core.sharpen import FEW_ELEMENTS, Sharpen
 
 DRAWS: tuple[Draw, ...] = ("fp64", "legacy-fp32")
 
@@ -36,13 +37,13 @@ _GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)  # the constants of SplitMix64 as signed
 _MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX2 = 0x94D049BB133111EB - (1 << 64)
 _RACE_ELEMENTS, _RACE_ELEMENTS_GPU = 1 << 19, 1 << 25
-_FLAT_ELEMENTS = 1 << 15  # fewer are summed faster in one go, on a CPU
+_FLAT_ELEMENTS = FEW_ELEMENTS  # so many are summed faster in one go, on a CPU
 _SEARCHED_AT_ONCE = 1 << 16  # the same of `from_logits`
-BELOW_ONE = 1 - 2.0**-50  # times a sum of about 1 it is below the sum
+_LEAST = 5e-324  # the smallest positive level
 
 
 def inverse_cdf(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """The first y whose cumulative weight exceeds u times the total; a token of weight 0 is never returned.
+    """The first y whose cumulative weight reaches u times the total; a token of weight 0 is never returned.
 
     Two levels (sums of 64 entries, then within the chosen 64), or one cumulative sum where there are few entries.
 
@@ -53,65 +54,50 @@ def inverse_cdf(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (n,) int64 tokens and (n,) fp64 totals.
     """
-    n, size = weights.shape
+    size = weights.shape[1]
     if plain() or (weights.numel() <= _FLAT_ELEMENTS and weights.device.type == "cpu"):
-        return _search(weights.cumsum(dim=1), u)
-    whole = size // _BLOCK * _BLOCK
-    blocks = weights[:, :whole].reshape(n, -1, _BLOCK).sum(dim=-1)
-    if whole < size:
-        blocks = torch.cat([blocks, weights[:, whole:].sum(dim=-1, keepdim=True)], dim=1)
-    cdf = blocks.cumsum(dim=1)
-    total = cdf[:, -1:]
-    block, rest = _first_above(blocks, cdf, u[:, None] * total)
-    columns = torch.add(_columns(weights.device), block, alpha=_BLOCK)
-    if whole < size:
-        inside = weights.gather(1, columns.clamp_max(size - 1)).masked_fill_(columns >= size, 0.0)
-    else:
-        inside = weights.gather(1, columns)
-    offset, _ = _first_above(inside, inside.cumsum(dim=1), rest)
-    return torch.add(offset, block, alpha=_BLOCK).clamp_max_(size - 1).squeeze(1), total.squeeze(1)
+        cdf = weights.cumsum(dim=1)
+        return _reached(cdf, u[:, None] * cdf[:, -1:]).squeeze(1), cdf[:, -1]
+    if size % _BLOCK:
+        weights = F.pad(weights, (0, -size % _BLOCK))
+    chosen, _, total = _block_search(weights, u[:, None])
+    return chosen.clamp_max_(size - 1).squeeze(1), total.squeeze(1)
 
 
-def _search(cdf: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """The first entry above u times the last one, (n,) int64, and the last ones, (n,)."""
-    total = cdf[:, -1:]
-    level = torch.minimum(u[:, None] * total, torch.nextafter(total, _zero(cdf.device)))
-    chosen = torch.searchsorted(cdf, level, right=True).clamp_max_(cdf.shape[1] - 1)
-    return chosen.squeeze(1), total.squeeze(1)
+def _reached(cdf: Tensor, level: Tensor) -> Tensor:
+    """The first entry of cumulative sums (n, K) that reaches a level (n, 1) > 0, here raised to it; (n, 1) int64.
+
+    Where a sum reaches a level for the first time it has grown, so an entry of weight 0 is never found as long as the
+    level is not above the last sum. Where the level is not a number it is the last entry.
+    """
+    return torch.searchsorted(cdf, level.clamp_min_(_LEAST)).clamp_max_(cdf.shape[1] - 1)
 
 
-def _first_above(weights: Tensor, cdf: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-    """First index whose cumulative weight exceeds `level` (n, 1), and what of the level is left inside it."""
-    below = torch.nextafter(cdf[:, -1:], _zero(cdf.device))  # rounding may have put the level at the total or above
-    level = torch.minimum(level, below)
-    index = torch.searchsorted(cdf, level, right=True).clamp_max_(weights.shape[1] - 1)
-    return index, (level - cdf.gather(1, index) + weights.gather(1, index)).clamp_min_(0.0)
+def _block_search(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`inverse_cdf` in two levels: sums of 64 entries, in the precision of the weights, then within the chosen 64.
 
-
-def _block_search(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """`inverse_cdf` of weights in their own precision, in a third of its operations.
-
-    The sums of 64 entries are rounded to the weights' precision, so the chance of a block is as exact as a weight. What
-    of the level is left inside the block is scaled to the fp64 sum of its entries: each of them can be drawn.
+    The chance of a block is as exact as a weight. What of the level is left inside the block is scaled to the fp64 sum
+    of its entries: each of them can be drawn.
 
     Args:
-        weights: (n, K), K a multiple of 64, the greatest of each row about 1.
-        u: (n, 1) fp64 in (0, `BELOW_ONE`].
+        weights: (n, K), K a multiple of 64.
+        u: (n, 1) fp64 in (0, 1).
 
     Returns:
-        (n, 1) int64 tokens, and the levels, (n, 1) fp64: not finite where a weight is not.
+        (n, 1) int64 tokens; the levels and the totals, (n, 1) fp64: not finite where a weight is not.
     """
     n, size = weights.shape
     blocks = weights.reshape(-1, _BLOCK)
     sums = (blocks @ _ones(weights.dtype, weights.device)).view(n, -1)
     cdf = sums.cumsum(dim=1, dtype=torch.float64)
-    level = u * cdf[:, -1:]
-    block = torch.searchsorted(cdf, level, right=True).clamp_max_(cdf.shape[1] - 1)
+    total = cdf[:, -1:]
+    level = u * total
+    block = _reached(cdf, level)
     row = (block + _starts(n, size // _BLOCK, weights.device)).view(-1)
     inside = blocks.index_select(0, row).cumsum(dim=1, dtype=torch.float64)
-    share = (1 - (cdf.gather(1, block) - level) / sums.gather(1, block)).clamp_(0, BELOW_ONE)
-    offset = torch.searchsorted(inside, share.mul_(inside[:, -1:]), right=True).clamp_max_(_BLOCK - 1)
-    return offset.add_(block, alpha=_BLOCK), level
+    share = (1 - (cdf.gather(1, block) - level) / sums.gather(1, block)).clamp_(0, 1)
+    offset = _reached(inside, share.mul_(inside[:, -1:]))
+    return offset.add_(block, alpha=_BLOCK), level, total
 
 
 @lru_cache(maxsize=8)
@@ -122,16 +108,6 @@ def _ones(dtype: torch.dtype, device: torch.device) -> Tensor:
 @lru_cache(maxsize=8)
 def _starts(rows: int, blocks: int, device: torch.device) -> Tensor:
     return torch.arange(0, rows * blocks, blocks, device=device)[:, None]
-
-
-@lru_cache(maxsize=8)
-def _columns(device: torch.device) -> Tensor:
-    return torch.arange(_BLOCK, device=device)
-
-
-@lru_cache(maxsize=8)
-def _zero(device: torch.device) -> Tensor:
-    return torch.zeros((), dtype=torch.float64, device=device)
 
 
 def race_uniforms(seed: Tensor, size: int) -> Tensor:
@@ -175,7 +151,7 @@ class DrawPolicy:
             raise unknown_name("draw", name, DRAWS)
         self.name = name
         self._sum = torch.zeros((), dtype=torch.float64)  # of all that was watched
-        self._levels: list[Tensor] = []  # of `from_logits`, not yet in the sum
+        self._few: list[Tensor] = []  # small tensors that were watched and are not in the sum yet
 
     @property
     def legacy(self) -> bool:
@@ -200,7 +176,10 @@ class DrawPolicy:
             self.watch(weights)
             return race(weights.float(), u), weights.sum(dim=1, dtype=torch.float64)
         chosen, total = inverse_cdf(weights.double(), u)
-        self.watch(total)
+        if weights.numel() <= FEW_ELEMENTS:
+            self._few.append(total.clone())  # the sums that it is the last column of are not kept
+        else:
+            self.watch(total)
         return chosen, total
 
     def from_logits(self, logits: Tensor, sharpen: Sharpen, u: Tensor, spare: bool = False) -> Tensor:
@@ -212,7 +191,7 @@ class DrawPolicy:
         Args:
             logits: (n, K) floating point.
             sharpen: temperature and nucleus.
-            u: (n, 1) fp64 in (0, `BELOW_ONE`], one uniform per draw.
+            u: (n, 1) fp64 in (0, 1), one uniform per draw.
             spare: the logits are not needed any more and may be written over; else they are not changed.
 
         Returns:
@@ -226,12 +205,12 @@ class DrawPolicy:
             logits, spare = logits / sharpen.temperature, True
         if logits.numel() > _SEARCHED_AT_ONCE and logits.shape[1] % _BLOCK == 0 and logits.device.type == "cpu":
             top = logits.amax(dim=-1, keepdim=True)
-            chosen, level = _block_search((logits.sub_(top) if spare else logits - top).exp_(), u)
+            chosen, level, _ = _block_search((logits.sub_(top) if spare else logits - top).exp_(), u)
         else:
             cdf = torch.softmax(logits, dim=-1).cumsum(dim=-1, dtype=torch.float64)
-            level = u * cdf[:, -1:]  # the sum is about 1, so this is below it
-            chosen = torch.searchsorted(cdf, level, right=True).clamp_max_(logits.shape[1] - 1)
-        self._levels.append(level)
+            level = u * cdf[:, -1:]
+            chosen = _reached(cdf, level)
+        self._few.append(level)
         return chosen
 
     def watch(self, values: Tensor) -> None:
@@ -246,9 +225,9 @@ class DrawPolicy:
 
     def check(self) -> None:
         """Raise PluginError if anything drawn from or watched so far was not finite."""
-        if self._levels:
-            self.watch(torch.cat(self._levels))
-            self._levels = []
+        if self._few:
+            self.watch(torch.cat([values.flatten() for values in self._few]))
+            self._few = []
         if not math.isfinite(self._sum.item()):
             raise PluginError(
                 "the network returned logits that are not finite (nan or inf): its weights are damaged or overflow in"

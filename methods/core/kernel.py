@@ -80,7 +80,7 @@ class Posterior:
         return self.denoiser.predict(state.tokens[visit.rows], condition, visit.at_rows, visit.at_positions)
 
     def weights(self, logits: Tensor, no_mask: bool | Tensor = False) -> Tensor:
-        """Unnormalised probabilities after temperature and nucleus.
+        """Probabilities after temperature and nucleus, not always normalised.
 
         Args:
             logits: (n, outputs); a piece of what `logits` returned.
@@ -110,10 +110,14 @@ class Posterior:
             u: (n,) fp64 uniforms.
             no_mask: as in `weights`.
         """
+        if no_mask is True and self.mask_id == logits.shape[1] - 1:
+            logits, no_mask = logits[:, : self.mask_id], False
         drawn = []
         for s in pieces(*logits.shape, device=logits.device):
             excluded = no_mask if isinstance(no_mask, bool) else no_mask[s]
             drawn.append(self.policy.categorical(self.weights(logits[s], excluded), u[s]))
+        if len(drawn) == 1:
+            return drawn[0]
         return torch.cat(drawn) if drawn else torch.empty(0, dtype=torch.int64, device=logits.device)
 
 

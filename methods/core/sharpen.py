@@ -15,12 +15,16 @@ nucleus acts on the clean-token distribution, never on the mixture.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tsdfm_bench.api import TopPRule
+from tsdfm_bench.api import TopPRule, plain
+
+_LOG2_E = math.log2(math.e)
+FEW_ELEMENTS = 1 << 15  # up to so many, the number of operations is what a draw costs, not their size
 
 
 @dataclass(frozen=True)
@@ -48,14 +52,16 @@ class Sharpen:
         return self.temperature > 0 and (self.top_p is None or self.top_p >= 1.0)
 
     def weights(self, logits: Tensor) -> Tensor:
-        """Unnormalised probabilities, largest entry 1.
+        """Probabilities, not always normalised: the sum of a row lies between 1 and K.
 
         Args:
             logits: (n, K) floating point, -inf allowed (not in all entries of a row); not changed.
 
         Returns:
-            (n, K) fp64.
+            (n, K) fp64, the caller's own.
         """
+        if self.neutral and logits.numel() <= FEW_ELEMENTS and not plain():
+            return torch.softmax(logits, dim=-1, dtype=torch.float64)
         top = logits.amax(dim=-1, keepdim=True)
         # from here on in place: memory traffic is much of what a draw costs
         w = logits.to(torch.float64, copy=True)
@@ -64,9 +70,8 @@ class Sharpen:
             one = torch.where(top.isfinite(), 1.0, torch.nan).to(torch.float64)  # a maximum that is none stays visible
             return w.zero_().scatter_(-1, best, one)
         w -= top
-        if self.temperature != 1:
-            w.div_(self.temperature)
-        w.exp_()
+        w *= _LOG2_E / self.temperature
+        w.exp2_()  # on a CPU in half the time of e^w
         if self.smooth:
             return w
         return w.mul_(self._kept(w))

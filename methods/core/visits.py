@@ -12,6 +12,9 @@ change after step i - 1 happens at the first j >= i with
     sum_{m=i}^{j} log(1 - r_m) <= log u,      u uniform,
 
 one uniform per change, addressed by (sequence, i, position) and therefore independent of the batch.
+
+All of this happens before the first call and on the host, in NumPy: with the few numbers of one sequence its operations
+cost a fraction of torch's.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +32,7 @@ from tsdfm_bench.methods.core.state import State
 from tsdfm_bench.rng import Streams
 
 _UNIFORMS = 1 << 17  # drawn at once
+_FEW_UNIFORMS = 1 << 12  # so many cost about as much as one
 _CERTAIN = 64.0  # the hazard of r = 1: -log u of a uniform of 52 bits never reaches it
 
 
@@ -132,7 +137,7 @@ def places_visit(places: Tensor, index: int, t: float, t_next: float, **drawn: T
     rows, positions = places.nonzero(as_tuple=True)
     if rows.numel() == 0:
         return None
-    used, local = rows.unique_consecutive(return_inverse=True)
+    used, local = (rows[:1], rows) if len(places) == 1 else rows.unique_consecutive(return_inverse=True)
     start, end = (torch.full(used.shape, x, dtype=torch.float64, device=used.device) for x in (t, t_next))
     last = torch.zeros_like(local, dtype=torch.bool)
     uniforms = {site: u[rows, positions] for site, u in drawn.items()}
@@ -162,15 +167,21 @@ def bernoulli_events(
     """
     streams = streams.to("cpu")
     steps = probability.numel()
-    hazard = (-torch.log1p(-probability.double().cpu())).clamp_max(_CERTAIN)
-    spent = torch.cat([hazard.new_zeros(1), hazard.cumsum(0)])
-    rows, positions = free.cpu().nonzero(as_tuple=True)
-    start = torch.zeros_like(rows)
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    while rows.numel():
-        budget = -streams.uniform_at(site, start, rows, positions).log()
-        step = torch.searchsorted(spent, spent[start] + budget) - 1
-        step = torch.maximum(step, start)  # rounding of the sum must not step backwards
+    hazard = (-torch.log1p(-probability.double().cpu())).clamp_max(_CERTAIN).numpy()
+    spent = np.concatenate([[0.0], hazard.cumsum()])
+    rows, positions = free.cpu().numpy().nonzero()
+    start = np.zeros_like(rows)
+    ahead = None
+    if not once and steps * free.numel() <= _FEW_UNIFORMS and not plain():
+        ahead = streams.uniform_steps(site, 0, steps, free.shape[1]).numpy()
+    found = [(rows[:0], positions[:0], start[:0])]
+    while rows.size:
+        if ahead is None:
+            u = streams.uniform_at(site, *(torch.from_numpy(x) for x in (start, rows, positions))).numpy()
+        else:
+            u = ahead[start, rows, positions]
+        step = np.searchsorted(spent, spent[start] - np.log(u)) - 1
+        step = np.maximum(step, start)  # rounding of the sum must not step backwards
         happens = step < steps
         rows, positions, step = rows[happens], positions[happens], step[happens]
         found.append((rows, positions, step))
@@ -178,9 +189,7 @@ def bernoulli_events(
             break
         more = step + 1 < steps
         rows, positions, start = rows[more], positions[more], step[more] + 1
-    if not found:
-        return Events(rows, positions, start)
-    return Events(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+    return Events(*(torch.from_numpy(np.concatenate(parts)) for parts in zip(*found, strict=True)))
 
 
 def plan(
@@ -207,44 +216,44 @@ def plan(
     """
     device, streams = streams.device, streams.to("cpu")
     steps, batch = start.shape[-1], len(streams)
+    rows, positions, happening = (x.numpy() for x in (events.rows, events.positions, events.steps))
     if plain() and also is None:  # a call in every step of every row that has any event
         busy = events.rows.unique()
         also = busy.repeat_interleave(steps), torch.arange(steps).repeat(busy.numel())
-    key = events.rows * steps + events.steps
-    wanted = key if also is None else torch.cat([key, also[0].cpu() * steps + also[1].cpu()])
-    pairs = wanted.unique()  # sorted: by row, then by step
-    if pairs.numel() == 0:
+    key = rows * steps + happening
+    wanted = key if also is None else np.concatenate([key, (also[0] * steps + also[1]).cpu().numpy()])
+    pairs = np.unique(wanted)  # sorted: by row, then by step
+    if pairs.size == 0:
         return
     pair_row, pair_step = pairs // steps, pairs % steps
-    place = torch.arange(pairs.numel())
-    rank = place - torch.searchsorted(pair_row, torch.arange(batch))[pair_row]
-    order = rank.argsort(stable=True)
-    counts = rank.bincount()
-    offset = counts.cumsum(0) - counts
-    local = torch.empty_like(place)
+    place = np.arange(pairs.size)
+    rank = place - np.searchsorted(pair_row, np.arange(batch))[pair_row]
+    order = rank.argsort(kind="stable")
+    counts = np.bincount(rank)
+    offset = counts.cumsum() - counts
+    local = np.empty_like(place)
     local[order] = place - offset[rank[order]]
 
-    pair_of_event = torch.searchsorted(pairs, key)
+    pair_of_event = np.searchsorted(pairs, key)
     event_rank = rank[pair_of_event]
-    event_order = event_rank.argsort(stable=True)
-    event_counts = event_rank.bincount(minlength=counts.numel())
+    event_order = event_rank.argsort(kind="stable")
+    event_counts = np.bincount(event_rank, minlength=counts.size)
 
     row, step = pair_row[order], pair_step[order]
-    times = [x.cpu()[step] if x.dim() == 1 else x.cpu()[row, step] for x in (start, end)]
-    event_rows, event_positions, event_steps = (x[event_order] for x in (events.rows, events.positions, events.steps))
-    last = event_steps == steps - 1
-    any_last = torch.zeros(counts.numel(), dtype=torch.bool)
+    times = [x[step] if x.ndim == 1 else x[row, step] for x in (start.cpu().numpy(), end.cpu().numpy())]
+    rows, positions, happening = (x[event_order] for x in (rows, positions, happening))
+    last = happening == steps - 1
+    any_last = np.zeros(counts.size, dtype=bool)
     any_last[event_rank[event_order][last]] = True
-    drawn = [streams.uniform_at(site, event_steps, event_rows, event_positions) for site in sites]
-    drawn += [table.cpu()[event_steps] for table in (tables or {}).values()]
+    addresses = [torch.from_numpy(x) for x in (happening, rows, positions)]
+    drawn = [streams.uniform_at(site, *addresses).numpy() for site in sites]
+    drawn += [table.cpu().numpy()[happening] for table in (tables or {}).values()]
 
-    def pieces(x: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
-        return x.to(device).split(sizes)
+    def pieces(x: np.ndarray, sizes: np.ndarray) -> tuple[Tensor, ...]:
+        return torch.from_numpy(x).to(device).split(sizes.tolist())
 
-    by_pair = [pieces(x, counts.tolist()) for x in (row, step, *times)]
-    by_event = [
-        pieces(x, event_counts.tolist()) for x in (local[pair_of_event[event_order]], event_positions, last, *drawn)
-    ]
+    by_pair = [pieces(x, counts) for x in (row, step, *times)]
+    by_event = [pieces(x, event_counts) for x in (local[pair_of_event[event_order]], positions, last, *drawn)]
     for k, has_last in enumerate(any_last.tolist()):
         uniforms = {site: by_event[3 + j][k] for j, site in enumerate(sites)}
         of_steps = {name: by_event[3 + len(sites) + j][k] for j, name in enumerate(tables or ())}

@@ -6,7 +6,8 @@ network is also conditioned on the step size h (FS-DFM, section 2.1 of the paper
 fused once for the network and once per layer.
 
 The head (final norm, modulation, vocabulary map) can be run at chosen positions only: at many steps hardly any
-position changes, and the vocabulary map is a large share of the cost of a small network.
+position changes, and the vocabulary map is a large share of the cost of a small network. On a CPU the last block then
+runs there only, too: of the other positions no more than keys and values are needed.
 
 Input and output: tokens (batch, length) int64 -> logits (batch, length, outputs) fp32, or (n, outputs) at n positions.
 """
@@ -19,11 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tsdfm_bench.api import plain
 from tsdfm_bench.methods.nets.layers import (
     GELU,
     LayerNorm,
     Rotary,
     SinusoidalEmbedding,
+    attend_at,
     dot_product_attention,
     merge_heads,
     split_heads,
@@ -84,12 +87,19 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), GELU(), nn.Linear(4 * width, width))
         self.adaln = nn.Linear(config.condition, 6 * width)
 
-    def forward(self, x: Tensor, condition: Tensor, rotary: Rotary) -> Tensor:
-        """(batch, length, width), (batch, condition) -> (batch, length, width)."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaln(condition)[:, None, :].chunk(6, dim=-1)
-        q, k, v = split_heads(self.qkv(torch.addcmul(shift_a, self.norm1(x), 1 + scale_a)), self.heads, rotary)
-        mixed = self.attn_out(merge_heads(dot_product_attention(q, k, v)))
-        x = torch.addcmul(x, gate_a, F.dropout(mixed, self.dropout, self.training))
+    def forward(self, x: Tensor, condition: Tensor, rotary: Rotary, at: Positions | None = None) -> Tensor:
+        """(batch, length, width), (batch, condition) -> (batch, length, width), or (n, width) at n places."""
+        modulation = self.adaln(condition)
+        shift, scale = modulation[:, None, : 2 * x.shape[-1]].chunk(2, dim=-1)
+        normed = torch.addcmul(shift, self.norm1(x), 1 + scale)
+        if at is None:
+            modulation = modulation[:, None]
+            mixed = merge_heads(dot_product_attention(*split_heads(self.qkv(normed), self.heads, rotary)))
+        else:
+            x, modulation = x[at], modulation[at[0]]
+            mixed = attend_at(normed, self.qkv.weight, self.heads, rotary, at)
+        _, _, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
+        x = torch.addcmul(x, gate_a, F.dropout(self.attn_out(mixed), self.dropout, self.training))
         mixed = self.mlp(torch.addcmul(shift_m, self.norm2(x), 1 + scale_m))
         return torch.addcmul(x, gate_m, F.dropout(mixed, self.dropout, self.training))
 
@@ -104,13 +114,12 @@ class OutputLayer(nn.Module):
         self.linear = nn.Linear(config.width, config.outputs)
 
     def forward(self, x: Tensor, condition: Tensor, at: Positions | None) -> Tensor:
-        """(batch, length, width) -> logits everywhere, or at n (rows, positions) only."""
+        """(batch, length, width) -> logits everywhere, or at n places only; x may be that of the places, (n, width)."""
         shift, scale = self.adaln(condition).chunk(2, dim=-1)
         if at is None:
             shift, scale = shift[:, None, :], scale[:, None, :]
         else:
-            rows, positions = at
-            x, shift, scale = x[rows, positions], shift[rows], scale[rows]
+            x, shift, scale = x if x.dim() == 2 else x[at], shift[at[0]], scale[at[0]]
         logits: Tensor = self.linear(torch.addcmul(shift, self.norm(x), 1 + scale))
         return logits.float()
 
@@ -193,7 +202,16 @@ class DiT(PretrainedNetwork):
         """
         conditions = self.conditions(time, step_size)
         x = self.embedding(tokens)
-        for block, condition in zip(self.blocks, conditions, strict=False):
+        *whole, final = zip(self.blocks, conditions, strict=False)
+        for block, condition in whole:
             x = block(x, condition, self.rotary)
+        block, condition = final
+        x = block(x, condition, self.rotary, at if self._narrow(tokens, at) else None)
         logits: Tensor = self.output(x, conditions[-1], at)
         return logits
+
+    def _narrow(self, tokens: Tensor, at: Positions | None) -> bool:
+        """Whether the last block is run at the places only: on a CPU, for few (an accelerator would have to wait)."""
+        if at is None or self.training or tokens.device.type != "cpu" or plain():
+            return False
+        return 0 < at[0].numel() <= tokens.numel() // 2

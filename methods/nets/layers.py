@@ -79,6 +79,13 @@ class Rotary(nn.Module):
         exchanged = (x.reshape(-1, head) @ exchange).view(x.shape)
         return torch.addcmul(x * cos[start:end], exchanged, sin[start:end])
 
+    def at(self, x: Tensor, positions: Tensor) -> Tensor:
+        """`forward` of (n, heads, head) at n positions, all of them below the length seen so far."""
+        cos, sin = (table[positions, None].to(x.dtype) for table in (self.cos, self.sin))
+        first, second = x.chunk(2, dim=-1)
+        turned = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
+        return torch.cat(turned, dim=-1)
+
     @torch.inference_mode(False)  # what is kept may be needed with gradients later
     def _along_rows(self, heads: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Cosines and sines of whole rows, (length, heads * head), and the map of (a, b) to (-b, a), (head, head)."""
@@ -147,6 +154,47 @@ def split_heads(qkv: Tensor, heads: int, rotary: Rotary, start: int = 0) -> tupl
     parts = split(qkv)
     q, k = rotary(parts[:2], start)
     return q, k, parts[2]
+
+
+def attend_at(x: Tensor, weight: Tensor, heads: int, rotary: Rotary, at: tuple[Tensor, Tensor]) -> Tensor:
+    """Attention of n places to all positions of their rows, before its output map.
+
+    Args:
+        x: (batch, length, width) what is projected.
+        weight: (3 width, width) joint projection to queries, keys and values.
+        heads: H.
+        rotary: the rotation.
+        at: rows (n,) and positions (n,) of the places, in any order.
+
+    Returns:
+        (n, width).
+    """
+    batch, _, width = x.shape
+    head = width // heads
+    rows, positions = at
+    keys, values = F.linear(x, weight[width:]).split(width, dim=2)
+    if head <= SMALL_HEAD and x.device.type == "cpu":
+        keys = split_one(rotary.along_rows(keys), heads)
+    else:
+        keys = rotary(split_one(keys, heads))
+    queries = rotary.at(F.linear(x[at], weight[:width]).unflatten(1, (heads, head)), positions)
+    if batch == 1:
+        mixed = dot_product_attention(queries.transpose(0, 1)[None], keys, split_one(values, heads))
+        return merge_heads(mixed)[0]
+    # rows have different numbers of places: each row's queries are put side by side and filled up with zeros
+    counts = rows.bincount(minlength=batch)
+    order = rows.argsort(stable=True)
+    column = torch.empty_like(rows)
+    column[order] = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows[order]]
+    padded = queries.new_zeros(batch, int(counts.max()), heads, head)
+    padded[rows, column] = queries
+    mixed = dot_product_attention(padded.transpose(1, 2), keys, split_one(values, heads))
+    return merge_heads(mixed)[rows, column]
+
+
+def split_one(x: Tensor, heads: int) -> Tensor:
+    """(batch, length, width) -> (batch, heads, length, head)."""
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
 def merge_heads(mixed: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tsdfm_bench.rng import Streams, philox4x32
+from tsdfm_bench.rng import Streams, _round_constants, _rounds, philox4x32
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,15 @@ def test_one_place_is_what_all_places_are():
     everywhere = streams.uniform("token", 5, 9)
     rows, positions = torch.tensor([3, 0]), torch.tensor([8, 2])
     assert torch.equal(streams.uniform_at("token", 5, rows, positions), everywhere[rows, positions])
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 4)])
+def test_an_accelerators_arithmetic_has_the_bits_of_a_cpus(shape):
+    """On a CPU the rounds are NumPy's, elsewhere torch's."""
+    key = 0x9E3779B97F4A7C15
+    words = [torch.randint(0, 1 << 32, shape, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    halves = torch.stack([words[0], words[2]]), torch.stack([words[3], words[1]])
+    even, odd = _rounds(*halves, *_round_constants(key, len(shape), torch.device("cpu")))
+    assert isinstance(even, torch.Tensor)
+    for ours, theirs in zip(philox4x32(tuple(words), key), (even[0], odd[0], even[1], odd[1]), strict=True):
+        assert torch.equal(ours, theirs)

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from tsdfm_bench.errors import PluginError, UsageError
-from tsdfm_bench.methods.core import DrawPolicy, Sharpen, draw
+from tsdfm_bench.methods.core import DrawPolicy, Sharpen, draw, sharpen
 from tsdfm_bench.rng import Streams
 
 
@@ -105,7 +105,7 @@ def test_many_logits_are_drawn_by_their_own_intervals(temperature):
         assert drawn[: len(some), 0].tolist() == some.tolist()
 
 
-@pytest.mark.parametrize("u", [2.0**-53, 1e-9, 0.5, 1 - 1e-9, draw.BELOW_ONE])
+@pytest.mark.parametrize("u", [2.0**-53, 1e-9, 0.5, 1 - 1e-9, 1 - 2.0**-53])
 def test_what_is_impossible_is_never_drawn_of_many_logits(u):
     logits = many_logits()
     drawn = DrawPolicy().from_logits(logits, Sharpen(), torch.full((len(logits), 1), u, dtype=torch.float64))
@@ -229,3 +229,27 @@ def test_the_tail_of_half_precision_logits_is_kept(dtype):
     u = torch.tensor([[1 - 1e-5]], dtype=torch.float64)
     drawn = DrawPolicy().from_logits(logits, Sharpen(), u)
     assert drawn.item() == DrawPolicy().categorical(Sharpen().weights(logits), u[:, 0]).item() > 3000
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_few_logits_have_the_probabilities_of_many(dtype, monkeypatch):
+    """Few go through a softmax, many through powers of 2: both are the exponentials, to the last bits of fp64."""
+    logits = 4 * torch.randn(6, 500, generator=torch.Generator().manual_seed(2)).to(dtype)
+    logits[0, :7] = -torch.inf
+    exact = torch.softmax(logits.double(), dim=1)
+    for few in (0, 1 << 15):
+        monkeypatch.setattr(sharpen, "FEW_ELEMENTS", few)
+        w = Sharpen().weights(logits)
+        torch.testing.assert_close(w / w.sum(dim=1, keepdim=True), exact, rtol=1e-13, atol=0)
+        assert (w[0, :7] == 0).all()
+
+
+def test_what_is_watched_keeps_no_sums_alive():
+    """Of small draws only their totals are kept until the check, not the cumulative sums these are a column of."""
+    policy = DrawPolicy()
+    for _ in range(20):
+        policy.categorical(torch.rand(2, 3000, dtype=torch.float64), uniforms(2))
+        policy.from_logits(torch.randn(2, 3000), Sharpen(), uniforms(2)[:, None])
+    assert sum(kept.untyped_storage().nbytes() for kept in policy._few) <= 40 * 64
+    policy.check()
+    assert policy._few == []

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from tsdfm_bench.methods.core import Grid, MaskSource, State, bernoulli_events, every_step, plan
+from tsdfm_bench.methods.core import Grid, MaskSource, State, bernoulli_events, every_step, plan, visits
 from tsdfm_bench.methods.core.visits import Events, places_visit
 from tsdfm_bench.rng import Streams
 
@@ -68,6 +68,17 @@ def test_events_do_not_depend_on_the_batch():
     assert sorted(zip(whole.positions[mine].tolist(), whole.steps[mine].tolist(), strict=True)) == sorted(
         zip(alone.positions.tolist(), alone.steps.tolist(), strict=True)
     )
+
+
+def test_uniforms_of_all_steps_drawn_at_once_give_the_same_events(monkeypatch):
+    free = torch.rand(3, 7, generator=torch.Generator().manual_seed(1)) < 0.8
+    found = []
+    for few in (0, 1 << 12):
+        monkeypatch.setattr(visits, "_FEW_UNIFORMS", few)
+        events = bernoulli_events(Streams.of(4, "few", 3), free, PROBABILITY)
+        found.append((events.rows, events.positions, events.steps))
+    assert len(found[0][0]) > 7
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("extra", [False, True])

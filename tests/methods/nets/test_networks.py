@@ -58,13 +58,40 @@ def test_first_logits_are_zero_and_blocks_start_as_the_identity() -> None:
 
 
 @pytest.mark.parametrize("step_aware", [False, True])
-def test_head_at_positions_equals_the_full_head(step_aware: bool) -> None:
-    network = small(step_aware=step_aware)
-    tokens, time = torch.randint(0, 12, (3, 8)), torch.rand(3)
-    step = torch.rand(3) if step_aware else None
-    rows, positions = torch.tensor([0, 2, 2]), torch.tensor([7, 0, 3])
-    chosen = network(tokens, time, step, at=(rows, positions))
-    torch.testing.assert_close(chosen, network(tokens, time, step)[rows, positions])
+@pytest.mark.parametrize("geometry", [{}, {"width": 80, "heads": 2}], ids=["small heads", "heads of 40"])
+@pytest.mark.parametrize(
+    ("batch", "places"),
+    [
+        (1, [(0, 7)]),
+        (1, [(0, 3), (0, 0), (0, 7)]),
+        (3, [(0, 7), (2, 0), (2, 3)]),  # a row without places
+        (3, [(2, 3), (0, 1), (2, 0), (1, 6), (2, 7)]),  # rows in any order
+        (2, [(row, place) for row in range(2) for place in range(8)]),  # all: the last block is run whole
+        (2, []),
+    ],
+)
+def test_logits_at_places_are_those_of_the_whole(
+    step_aware: bool, geometry: dict[str, int], batch: int, places: list[tuple[int, int]], monkeypatch
+) -> None:
+    network = small(step_aware=step_aware, **geometry)
+    tokens, time = torch.randint(0, 12, (batch, 8)), torch.rand(batch)
+    step = torch.rand(batch) if step_aware else None
+    rows, positions = torch.tensor(places, dtype=torch.int64).reshape(-1, 2).T
+    whole = network(tokens, time, step)[rows, positions]
+    widths: list[int] = []  # how many vectors the last block's MLP sees
+    network.blocks[-1].mlp.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0][..., 0].numel()))
+    for plain in ("0", "1"):
+        monkeypatch.setenv("TSDFM_BENCH_PLAIN", plain)
+        torch.testing.assert_close(network(tokens, time, step, at=(rows, positions)), whole)
+    assert widths == [len(places) if 0 < len(places) <= batch * 4 else batch * 8, batch * 8]
+
+
+def test_training_runs_the_last_block_whole() -> None:
+    network = small().train()
+    places = torch.tensor([0]), torch.tensor([3])
+    chosen = network(torch.randint(0, 12, (1, 8)), torch.rand(1), at=places)
+    chosen.sum().backward()
+    assert all(parameter.grad is not None for parameter in network.blocks[-1].parameters())
 
 
 def test_step_aware_network_needs_a_step_size() -> None:
