@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from tsdfm_bench.api import plain
+from tsdfm_bench.methods.core.sharpen import LOG2_E
 
 _SUM_ELEMENTS, _SUM_ELEMENTS_GPU = 1 << 17, 1 << 26
-_LOG2_E = math.log2(math.e)
 _ORDINARY = math.exp(-30.0), math.exp(30.0)  # sums far from where float32's exponential overflows or loses bits
 
 
@@ -54,7 +54,7 @@ def sum_exp(x: Tensor, without: Tensor | None = None) -> Tensor:
         return sums[0] if len(sums) == 1 else torch.cat(sums)
 
     if on_cpu and not plain():
-        total = reduced(lambda part: (part * _LOG2_E).exp2_().sum(dim=1))
+        total = reduced(lambda part: (part * LOG2_E).exp2_().sum(dim=1))
         least, most = (float(x) for x in total.aminmax()) if len(total) else _ORDINARY
         if _ORDINARY[0] <= least and most <= _ORDINARY[1]:  # logits of ordinary size need no shift
             return total.double()

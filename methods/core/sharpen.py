@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tsdfm_bench.api import TopPRule, plain
 
-_LOG2_E = math.log2(math.e)
+LOG2_E = math.log2(math.e)
 FEW_ELEMENTS = 1 << 15  # up to so many, the number of operations is what a draw costs, not their size
 
 
@@ -70,7 +70,7 @@ class Sharpen:
             one = torch.where(top.isfinite(), 1.0, torch.nan).to(torch.float64)  # a maximum that is none stays visible
             return w.zero_().scatter_(-1, best, one)
         w -= top
-        w *= _LOG2_E / self.temperature
+        w *= LOG2_E / self.temperature
         w.exp2_()  # on a CPU in half the time of e^w
         if self.smooth:
             return w
