@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from tsdfm_bench.api import Identity, MethodInfo, OracleSource, plain
 from tsdfm_bench.errors import UsageError
 from tsdfm_bench.methods.core.denoiser import Denoiser
+from tsdfm_bench.methods.core.draw import MARGIN, rough_search, rough_weights
 from tsdfm_bench.methods.core.grid import Grid
 from tsdfm_bench.methods.core.kernel import Kernel, Posterior, pieces
 from tsdfm_bench.methods.core.source import Source
@@ -85,7 +86,7 @@ class CumulativeKernel(Kernel):
         else:
             log_ratio = self.posterior.schedule.log_survival(visit.t, visit.t_next)[visit.at_rows]
             candidate = -torch.expm1(log_ratio)
-        given = (logits, current, log_ratio, candidate, u_leave, u_token, visit.last)
+        given = (logits, current, log_ratio, u_leave * candidate, u_token, visit.last)
         parts = list(pieces(*logits.shape, device=logits.device))
         if len(parts) > 1:
             drawn = torch.cat([self._drawn(*(x[s] for x in given), any_last=visit.any_last) for s in parts])
@@ -98,22 +99,40 @@ class CumulativeKernel(Kernel):
         logits: Tensor,
         current: Tensor,
         log_ratio: Tensor,
-        candidate: Tensor,
         u_leave: Tensor,
         u_token: Tensor,
         last: Tensor,
         *,
         any_last: bool,
+        exact: bool = False,
     ) -> Tensor:
-        """Where n candidates go, (n,) int64; everything else is (n,), the logits (n, outputs)."""
-        weights = self.posterior.weights(logits, True if self.once else last if any_last else False)
-        z = current[:, None]
+        """Where n candidates go, (n,) int64; everything else is (n,), the logits (n, outputs).
+
+        With rough weights a token is not certain either where the others have less than e^-15 of the weight. Whoever
+        leaves there has `u_leave` within the margin of `leave`, and is drawn again.
+        """
+        posterior, z = self.posterior, current[:, None]
+        logits = posterior.allowed(logits, True if self.once else last if any_last else False)
+        rough = not exact and posterior.policy.roughly(logits, posterior.sharpen)
+        weights = rough_weights(logits) if rough else posterior.sharpen.weights(logits)
         stay = weights.gather(1, z)
         weights.scatter_(1, z, torch.where(last[:, None], stay, 0.0) if any_last else 0.0)
-        token, others = self.posterior.policy.categorical_and_total(weights, u_token)
+        if rough:
+            token, others, unsure = rough_search(weights, u_token)
+            posterior.policy.watch(others)
+        else:
+            token, others = posterior.policy.categorical_and_total(weights, u_token)
         leave = -torch.expm1(log_ratio * (others / (others + stay.squeeze(1))))
-        goes = u_leave * candidate < leave
-        return torch.where(goes | last if any_last else goes, token, current)
+        goes = u_leave < leave
+        drawn = torch.where(goes | last if any_last else goes, token, current)
+        if not rough:
+            return drawn
+        near = (u_leave - leave).abs() < MARGIN * (1 - log_ratio)
+        again = (unsure & (goes | last) | near & ~last).nonzero().squeeze(1)
+        if again.numel():
+            given = (logits, current, log_ratio, u_leave, u_token, last)
+            drawn[again] = self._drawn(*(x[again] for x in given), any_last=any_last, exact=True)
+        return drawn
 
     def transition(self, p: Tensor, z: Tensor, t: float, t_next: float, last: bool = False) -> Tensor:
         """The law of one step as a matrix.

@@ -30,8 +30,8 @@ def sum_exp(x: Tensor, without: Tensor | None = None) -> Tensor:
     """Sums of e^x over the last dimension, in pieces: on a CPU so small that they stay in the cache.
 
     On a CPU logits of ordinary size are summed without a shift and as powers of 2, which takes a third of the time; a
-    term loses 1e-7 |x| of itself by it. To look whether they are of ordinary size would make an accelerator wait for its
-    host, so there they never are.
+    term loses 1e-7 |x| of itself by it. To look whether they are of ordinary size would make an accelerator wait for
+    its host, so there they never are.
 
     Args:
         x: (n, K) fp32.

@@ -13,6 +13,9 @@ so every token of positive weight can be drawn, however small its probability.
 Because -log u_y >= 2^-24 (or the 1e-10 floors), a token cannot win against a competitor of 2e7 times its weight: a
 hidden, step-dependent temperature (Zheng et al., arXiv 2409.02908). It exists to reproduce published numbers.
 
+Of many fp32 logits on a CPU the weights are made in fp32 first: where that cannot have changed the token, and so in
+nearly every row, it is the token of fp64 (`rough_search`).
+
 A draw costs one uniform. The race needs K of them: they are the outputs of a SplitMix64 generator (Steele, Lea and
 Flood, OOPSLA 2014) seeded with the bits of that one uniform, in integer arithmetic that is equal on every device.
 """
@@ -28,7 +31,7 @@ from torch.nn import functional as F
 
 from tsdfm_bench.api import Draw, plain
 from tsdfm_bench.errors import PluginError, unknown_name
-from tsdfm_bench.methods.core.sharpen import FEW_ELEMENTS, Sharpen
+from tsdfm_bench.methods.core.sharpen import FEW_ELEMENTS, LOG2_E, Sharpen
 
 DRAWS: tuple[Draw, ...] = ("fp64", "legacy-fp32")
 
@@ -40,6 +43,7 @@ _RACE_ELEMENTS, _RACE_ELEMENTS_GPU = 1 << 19, 1 << 25
 _FLAT_ELEMENTS = FEW_ELEMENTS  # so many are summed faster in one go, on a CPU
 _SEARCHED_AT_ONCE = 1 << 16  # the same of `from_logits`
 _LEAST = 5e-324  # the smallest positive level
+MARGIN = 2.0**-16  # of a total: more than cumulative sums of `rough_weights` can be wrong
 
 
 def inverse_cdf(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,6 +102,49 @@ def _block_search(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     share = (1 - (cdf.gather(1, block) - level) / sums.gather(1, block)).clamp_(0, 1)
     offset = _reached(inside, share.mul_(inside[:, -1:]))
     return offset.add_(block, alpha=_BLOCK), level, total
+
+
+def rough_weights(logits: Tensor) -> Tensor:
+    """exp(logit - largest) in fp32, and zeros up to a multiple of 64 columns: (n, K) fp32 -> (n, 64 ceil(K / 64))."""
+    n, size = logits.shape
+    weights = logits.new_empty(n, size + -size % _BLOCK)
+    weights[:, size:] = 0
+    real = weights[:, :size]
+    torch.sub(logits, logits.amax(dim=-1, keepdim=True), out=real)
+    real.mul_(LOG2_E).exp2_()
+    return weights
+
+
+def rough_search(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`inverse_cdf` of `rough_weights`, and where it may differ from that of exact ones.
+
+    With d = logit - largest, a rough weight is wrong by at most (2.3 |d| + 4) 2^-24 of itself. The mean of |d| under
+    the distribution is at most its entropy, so at most log K < 12: cumulative sums are wrong by 2e-6 of the total.
+    Summing 64 entries in fp32 adds 64 x 2^-24. Both, in a sum and in the total, are less than `MARGIN`, so a level that
+    is further than that from both ends of its token's interval lies in the same interval of the exact sums.
+
+    Args:
+        weights: (n, K) fp32, K a multiple of 64; some may have been set to 0.
+        u: (n,) fp64 in (0, 1).
+
+    Returns:
+        (n,) int64 tokens; (n,) fp64 totals, not finite where a weight is not; (n,) bool, the token is not certain.
+    """
+    n, size = weights.shape
+    blocks = weights.view(-1, _BLOCK)
+    sums = (blocks @ _ones(weights.dtype, weights.device)).view(n, -1)
+    cdf = sums.cumsum(dim=1, dtype=torch.float64)
+    total = cdf[:, -1:]
+    level = u[:, None] * total
+    block = _reached(cdf, level)
+    row = (block + _starts(n, size // _BLOCK, weights.device)).view(-1)
+    inside = blocks.index_select(0, row).cumsum(dim=1, dtype=torch.float64)
+    inside += cdf.gather(1, block) - inside[:, -1:]  # both ends of the block are right, up to the margin
+    offset = _reached(inside, level)
+    chosen = offset.add(block, alpha=_BLOCK)
+    above = inside.gather(1, offset) - level
+    below = weights.gather(1, chosen) - above
+    return chosen.squeeze(1), total.squeeze(1), (torch.minimum(above, below) < MARGIN * total).squeeze(1)
 
 
 @lru_cache(maxsize=8)
@@ -181,6 +228,31 @@ class DrawPolicy:
         else:
             self.watch(total)
         return chosen, total
+
+    def roughly(self, logits: Tensor, sharpen: Sharpen) -> bool:
+        """Whether it pays to draw from rough weights of these (n, K) logits first."""
+        fast = logits.dtype == torch.float32 and logits.device.type == "cpu" and logits.numel() > FEW_ELEMENTS
+        return fast and sharpen.neutral and not self.legacy and not plain()
+
+    def exactly(self, logits: Tensor, sharpen: Sharpen, u: Tensor) -> Tensor:
+        """One token per row, `categorical` of what temperature and nucleus make of logits.
+
+        Args:
+            logits: (n, K) floating point; not changed.
+            sharpen: temperature and nucleus.
+            u: (n,) fp64 in (0, 1), one uniform per draw.
+
+        Returns:
+            (n,) int64 in [0, K).
+        """
+        if not self.roughly(logits, sharpen):
+            return self.categorical(sharpen.weights(logits), u)
+        chosen, total, unsure = rough_search(rough_weights(logits), u)
+        self.watch(total)
+        again = unsure.nonzero().squeeze(1)
+        if again.numel():
+            chosen[again], _ = inverse_cdf(sharpen.weights(logits[again]), u[again])
+        return chosen.clamp_max_(logits.shape[1] - 1)
 
     def from_logits(self, logits: Tensor, sharpen: Sharpen, u: Tensor, spare: bool = False) -> Tensor:
         """One token per row from logits, for few rows at a time, again and again: as few operations as there can be.

@@ -89,13 +89,18 @@ class Posterior:
         Returns:
             (n, outputs) fp64.
         """
-        if self.mask_id is not None and no_mask is not False:
-            logits = logits.clone()
-            excluded = logits.new_full((), -torch.inf)
-            if no_mask is not True:
-                excluded = torch.where(no_mask, excluded, logits[:, self.mask_id])
-            logits[:, self.mask_id] = excluded
-        return self.sharpen.weights(logits)
+        return self.sharpen.weights(self.allowed(logits, no_mask))
+
+    def allowed(self, logits: Tensor, no_mask: bool | Tensor) -> Tensor:
+        """The logits, -inf for the mask id where it is excluded; arguments as of `weights`."""
+        if self.mask_id is None or no_mask is False:
+            return logits
+        logits = logits.clone()
+        excluded = logits.new_full((), -torch.inf)
+        if no_mask is not True:
+            excluded = torch.where(no_mask, excluded, logits[:, self.mask_id])
+        logits[:, self.mask_id] = excluded
+        return logits
 
     def probabilities(self, logits: Tensor, no_mask: bool | Tensor = False) -> Tensor:
         """`weights`, normalised."""
@@ -115,7 +120,7 @@ class Posterior:
         drawn = []
         for s in pieces(*logits.shape, device=logits.device):
             excluded = no_mask if isinstance(no_mask, bool) else no_mask[s]
-            drawn.append(self.policy.categorical(self.weights(logits[s], excluded), u[s]))
+            drawn.append(self.policy.exactly(self.allowed(logits[s], excluded), self.sharpen, u[s]))
         if len(drawn) == 1:
             return drawn[0]
         return torch.cat(drawn) if drawn else torch.empty(0, dtype=torch.int64, device=logits.device)

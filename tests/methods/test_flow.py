@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from tsdfm_bench.errors import UsageError
-from tsdfm_bench.methods.core import Grid, Polynomial, Posterior
+from tsdfm_bench.methods.core import Grid, Polynomial, Posterior, draw
 from tsdfm_bench.methods.dfm import DFM, RedrawKernel
 from tsdfm_bench.methods.fsdfm import FSDFM, CumulativeKernel
 from tsdfm_bench.methods.tsdfm import TSDFM
+from tsdfm_bench.rng import Streams
 
 T, H = 0.35, 0.25
 LENGTH = 2
@@ -202,3 +203,35 @@ def test_tsdfm_samples_as_fsdfm(lab):
     b = TSDFM(lab.TableDenoiser(9, 9)).sample(lab.request(8, 12, 6))
     assert torch.equal(a.tokens, b.tokens)
     assert TSDFM.info.name == "tsdfm"
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_candidates_go_where_exact_weights_send_them(last, monkeypatch):
+    """Rough fp32 weights change no decision, at and around every threshold: of leaving, and of a token's interval."""
+    rows, size = 600, 300
+    generator = torch.Generator().manual_seed(5)
+    logits = 3 * torch.randn(rows, size, generator=generator)
+    current = torch.randint(size, (rows,), generator=generator)
+    logits[:80, :] -= 20.0 * (torch.arange(size) != current[:80, None])  # others have e^-17 of the weight, or less
+    logits[80:90] = torch.where(torch.arange(size) == current[80:90, None], 0.0, -torch.inf)  # or none
+    log_ratio = -3 * torch.rand(rows, generator=generator, dtype=torch.float64) - 0.1
+    p = torch.softmax(logits.double(), dim=1)
+    others = 1 - p.gather(1, current[:, None])[:, 0]
+    leave = -torch.expm1(log_ratio * others)
+    kernel = CumulativeKernel(Posterior(None, Polynomial()))  # type: ignore[arg-type]
+    lasts = torch.full((rows,), last)
+    assert kernel.posterior.policy.roughly(logits, kernel.posterior.sharpen)
+    found = []
+    for few in (1 << 15, 1 << 30):  # the second makes every weight exact
+        monkeypatch.setattr(draw, "FEW_ELEMENTS", few)
+        for shift in (-1e-6, -1e-9, 1e-9, 1e-6):
+            u_leave = (leave + shift).clamp(2.0**-53, 1 - 2.0**-53)
+            for seed in range(3):
+                u_token = Streams.of(seed, "token", rows).uniform("token", 0, 1)[:, 0]
+                found.append(kernel._drawn(logits, current, log_ratio, u_leave, u_token, lasts, any_last=last))
+    half = len(found) // 2
+    assert all(torch.equal(rough, exact) for rough, exact in zip(found[:half], found[half:], strict=True))
+    moved = torch.stack(found) != current
+    assert moved.any()
+    assert not moved.all()
+    kernel.posterior.policy.check()

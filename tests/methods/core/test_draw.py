@@ -253,3 +253,55 @@ def test_what_is_watched_keeps_no_sums_alive():
     assert sum(kept.untyped_storage().nbytes() for kept in policy._few) <= 40 * 64
     policy.check()
     assert policy._few == []
+
+
+@pytest.mark.parametrize("scale", [0.1, 3.0, 30.0])
+@pytest.mark.parametrize(("rows", "size"), [(64, 2048), (300, 129), (9, 50_257), (4000, 9)])
+def test_rough_weights_give_the_tokens_of_exact_ones(rows, size, scale):
+    """Also where the level is so near to a boundary that fp32 takes the wrong side: there it is looked at again."""
+    generator = torch.Generator().manual_seed(size)
+    logits = scale * torch.randn(rows, size, generator=generator)
+    logits[0, 2:] = -torch.inf
+    logits[1] -= 1000.0  # only differences count
+    before = logits.clone()
+    cdf = torch.softmax(logits.double(), dim=1).cumsum(dim=1)
+    ends = cdf.gather(1, torch.randint(size, (rows, 1), generator=generator))[:, 0]
+    policy = DrawPolicy()
+    assert policy.roughly(logits, Sharpen())
+    wrong = 0
+    for shift in (-1e-6, -1e-8, -1e-10, 1e-10, 1e-8, 1e-6, None):
+        u = uniforms(rows) if shift is None else (ends + shift).clamp(1e-9, 1 - 1e-9)
+        exact = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:])[:, 0]
+        assert torch.equal(policy.exactly(logits, Sharpen(), u), exact)
+        rough, total, unsure = draw.rough_search(draw.rough_weights(logits), u)
+        assert torch.equal(rough[~unsure], exact[~unsure])
+        wrong += int((rough != exact).sum())
+        sums = torch.exp(logits.double() - logits.amax(dim=1, keepdim=True)).sum(dim=1)
+        torch.testing.assert_close(total, sums, rtol=1e-5, atol=0)
+    assert wrong > 0
+    assert torch.equal(logits, before)
+    policy.check()
+
+
+def test_rough_weights_of_no_number_are_found_out():
+    logits = torch.zeros(200, 2048)
+    for value in (float("nan"), float("inf")):
+        logits[7, 3] = value
+        policy = DrawPolicy()
+        assert (policy.exactly(logits, Sharpen(), uniforms(200)) < 2048).all()
+        with pytest.raises(PluginError, match="not finite"):
+            policy.check()
+
+
+@pytest.mark.parametrize(
+    ("logits", "sharpened", "name"),
+    [
+        (torch.zeros(200, 2048, dtype=torch.float64), Sharpen(), "fp64"),
+        (torch.zeros(200, 2048), Sharpen(0.5), "fp64"),
+        (torch.zeros(200, 2048), Sharpen(top_p=0.9), "fp64"),
+        (torch.zeros(200, 2048), Sharpen(), "legacy-fp32"),
+        (torch.zeros(3, 2048), Sharpen(), "fp64"),
+    ],
+)
+def test_other_draws_are_not_rough(logits, sharpened, name):
+    assert not DrawPolicy(name).roughly(logits, sharpened)
