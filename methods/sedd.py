@@ -105,7 +105,10 @@ class AbsorbKernel(Kernel):
         """Reveal, or not, every masked position of the visit."""
         logits = self.posterior.logits(state, visit)
         logits = logits[:, : self.mask]  # the mask is the last output
-        reveal = (visit.of_steps["factor"] * self.total(logits, visit)).clamp_max_(1.0)
+        factor = visit.of_steps.get("factor")
+        if factor is None:
+            factor = self.factor(visit.t, visit.t_next)[visit.at_rows]
+        reveal = (factor * self.total(logits, visit)).clamp_max_(1.0)
         self.posterior.policy.watch(reveal)
         if self.posterior.policy.legacy:
             self._race(state, visit, logits, reveal)

@@ -27,7 +27,6 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tsdfm_bench.api import Draw, plain
 from tsdfm_bench.errors import PluginError, unknown_name
@@ -43,6 +42,7 @@ _RACE_ELEMENTS, _RACE_ELEMENTS_GPU = 1 << 19, 1 << 25
 _FLAT_ELEMENTS = FEW_ELEMENTS  # so many are summed faster in one go, on a CPU
 _SEARCHED_AT_ONCE = 1 << 16  # the same of `from_logits`
 _LEAST = 5e-324  # the smallest positive level
+_KEPT = 64  # totals of small draws
 MARGIN = 2.0**-16  # of a total: more than cumulative sums of `rough_weights` can be wrong
 
 
@@ -58,14 +58,11 @@ def inverse_cdf(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (n,) int64 tokens and (n,) fp64 totals.
     """
-    size = weights.shape[1]
     if plain() or (weights.numel() <= _FLAT_ELEMENTS and weights.device.type == "cpu"):
         cdf = weights.cumsum(dim=1)
         return _reached(cdf, u[:, None] * cdf[:, -1:]).squeeze(1), cdf[:, -1]
-    if size % _BLOCK:
-        weights = F.pad(weights, (0, -size % _BLOCK))
     chosen, _, total = _block_search(weights, u[:, None])
-    return chosen.clamp_max_(size - 1).squeeze(1), total.squeeze(1)
+    return chosen.squeeze(1), total.squeeze(1)
 
 
 def _reached(cdf: Tensor, level: Tensor) -> Tensor:
@@ -84,24 +81,41 @@ def _block_search(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     of its entries: each of them can be drawn.
 
     Args:
-        weights: (n, K), K a multiple of 64.
+        weights: (n, K).
         u: (n, 1) fp64 in (0, 1).
 
     Returns:
         (n, 1) int64 tokens; the levels and the totals, (n, 1) fp64: not finite where a weight is not.
     """
-    n, size = weights.shape
-    blocks = weights.reshape(-1, _BLOCK)
-    sums = (blocks @ _ones(weights.dtype, weights.device)).view(n, -1)
+    sums = _block_sums(weights)
     cdf = sums.cumsum(dim=1, dtype=torch.float64)
     total = cdf[:, -1:]
     level = u * total
     block = _reached(cdf, level)
-    row = (block + _starts(n, size // _BLOCK, weights.device)).view(-1)
-    inside = blocks.index_select(0, row).cumsum(dim=1, dtype=torch.float64)
-    share = (1 - (cdf.gather(1, block) - level) / sums.gather(1, block)).clamp_(0, 1)
+    inside = _inside(weights, block).cumsum(dim=1, dtype=torch.float64)
+    share = 1 - (cdf.gather(1, block) - level) / sums.gather(1, block)  # at most 1, since the level is reached
     offset = _reached(inside, share.mul_(inside[:, -1:]))
-    return offset.add_(block, alpha=_BLOCK), level, total
+    return offset.add_(block, alpha=_BLOCK).clamp_max_(weights.shape[1] - 1), level, total
+
+
+def _block_sums(weights: Tensor) -> Tensor:
+    """Sums of 64 columns, and of those that are left over: (n, K) -> (n, ceil(K / 64)), in the weights' precision."""
+    n, size = weights.shape
+    whole = size - size % _BLOCK
+    if whole == size:
+        return (weights.reshape(-1, _BLOCK) @ _ones(weights.dtype, weights.device)).view(n, size // _BLOCK)
+    blocks = weights[:, :whole].unflatten(1, (whole // _BLOCK, _BLOCK))
+    return torch.cat([blocks.sum(dim=-1), weights[:, whole:].sum(dim=-1, keepdim=True)], dim=1)
+
+
+def _inside(weights: Tensor, block: Tensor) -> Tensor:
+    """The 64 columns of one block per row, zeros beyond the last column: (n, K), (n, 1) -> (n, 64)."""
+    n, size = weights.shape
+    if size % _BLOCK == 0:
+        row = (block + _starts(n, size // _BLOCK, weights.device)).view(-1)
+        return weights.reshape(-1, _BLOCK).index_select(0, row)
+    columns = torch.add(torch.arange(_BLOCK, device=weights.device), block, alpha=_BLOCK)
+    return weights.gather(1, columns.clamp_max(size - 1)).masked_fill_(columns >= size, 0.0)
 
 
 def rough_weights(logits: Tensor) -> Tensor:
@@ -130,15 +144,11 @@ def rough_search(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         (n,) int64 tokens; (n,) fp64 totals, not finite where a weight is not; (n,) bool, the token is not certain.
     """
-    n, size = weights.shape
-    blocks = weights.view(-1, _BLOCK)
-    sums = (blocks @ _ones(weights.dtype, weights.device)).view(n, -1)
-    cdf = sums.cumsum(dim=1, dtype=torch.float64)
+    cdf = _block_sums(weights).cumsum(dim=1, dtype=torch.float64)
     total = cdf[:, -1:]
     level = u[:, None] * total
     block = _reached(cdf, level)
-    row = (block + _starts(n, size // _BLOCK, weights.device)).view(-1)
-    inside = blocks.index_select(0, row).cumsum(dim=1, dtype=torch.float64)
+    inside = _inside(weights, block).cumsum(dim=1, dtype=torch.float64)
     inside += cdf.gather(1, block) - inside[:, -1:]  # both ends of the block are right, up to the margin
     offset = _reached(inside, level)
     chosen = offset.add(block, alpha=_BLOCK)
@@ -198,7 +208,7 @@ class DrawPolicy:
             raise unknown_name("draw", name, DRAWS)
         self.name = name
         self._sum = torch.zeros((), dtype=torch.float64)  # of all that was watched
-        self._few: list[Tensor] = []  # small tensors that were watched and are not in the sum yet
+        self._few: list[Tensor] = []  # watched, one number a draw, and not in the sum yet
 
     @property
     def legacy(self) -> bool:
@@ -224,7 +234,7 @@ class DrawPolicy:
             return race(weights.float(), u), weights.sum(dim=1, dtype=torch.float64)
         chosen, total = inverse_cdf(weights.double(), u)
         if weights.numel() <= FEW_ELEMENTS:
-            self._few.append(total.clone())  # the sums that it is the last column of are not kept
+            self._watch_later(total.clone())  # the sums that it is the last column of are not kept
         else:
             self.watch(total)
         return chosen, total
@@ -232,7 +242,7 @@ class DrawPolicy:
     def roughly(self, logits: Tensor, sharpen: Sharpen) -> bool:
         """Whether it pays to draw from rough weights of these (n, K) logits first."""
         fast = logits.dtype == torch.float32 and logits.device.type == "cpu" and logits.numel() > FEW_ELEMENTS
-        return fast and sharpen.neutral and not self.legacy and not plain()
+        return fast and sharpen.neutral and not (self.legacy or logits.requires_grad or plain())
 
     def exactly(self, logits: Tensor, sharpen: Sharpen, u: Tensor) -> Tensor:
         """One token per row, `categorical` of what temperature and nucleus make of logits.
@@ -282,24 +292,33 @@ class DrawPolicy:
             cdf = torch.softmax(logits, dim=-1).cumsum(dim=-1, dtype=torch.float64)
             level = u * cdf[:, -1:]
             chosen = _reached(cdf, level)
-        self._few.append(level)
+        self._watch_later(level)
         return chosen
 
     def watch(self, values: Tensor) -> None:
         """Remember whether all of these were finite; the answer stays on the device until `check`.
 
         Their sum is remembered, which no later number makes finite again. A tensor kept for each call would lie between
-        the large ones that come and go, and keep the memory of these from being used again.
+        the large ones that come and go, and keep the memory of these from being used again: of small draws, whose time
+        is that of their operations, some are kept until they are many.
         """
         if self._sum.device != values.device:
             self._sum = self._sum.to(values.device)
         self._sum += values.sum(dtype=torch.float64)
 
-    def check(self) -> None:
-        """Raise PluginError if anything drawn from or watched so far was not finite."""
+    def _watch_later(self, values: Tensor) -> None:
+        if self._few and (len(self._few) >= _KEPT or self._few[0].device != values.device):
+            self._watch_now()
+        self._few.append(values)
+
+    def _watch_now(self) -> None:
         if self._few:
             self.watch(torch.cat([values.flatten() for values in self._few]))
             self._few = []
+
+    def check(self) -> None:
+        """Raise PluginError if anything drawn from or watched so far was not finite."""
+        self._watch_now()
         if not math.isfinite(self._sum.item()):
             raise PluginError(
                 "the network returned logits that are not finite (nan or inf): its weights are damaged or overflow in"

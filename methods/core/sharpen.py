@@ -72,10 +72,10 @@ class Sharpen:
         w -= top
         if self.temperature != 1:
             w.div_(self.temperature)
-        w = w.exp_() if plain() else w.mul_(LOG2_E).exp2_()  # on a CPU in half the time
-        if self.smooth:
-            return w
-        return w.mul_(self._kept(w))
+        if self.smooth and not plain():
+            return w.mul_(LOG2_E).exp2_()  # on a CPU in half the time, and its last bits depend on where an entry lies
+        w.exp_()
+        return w if self.smooth else w.mul_(self._kept(w))  # a nucleus ranks ties by their number: equal bits
 
     def _kept(self, w: Tensor) -> Tensor:
         """(n, K) bool, True in the nucleus."""

@@ -137,7 +137,7 @@ def places_visit(places: Tensor, index: int, t: float, t_next: float, **drawn: T
     rows, positions = places.nonzero(as_tuple=True)
     if rows.numel() == 0:
         return None
-    used, local = (rows[:1], rows) if len(places) == 1 else rows.unique_consecutive(return_inverse=True)
+    used, local = (rows[:1].clone(), rows) if len(places) == 1 else rows.unique_consecutive(return_inverse=True)
     start, end = (torch.full(used.shape, x, dtype=torch.float64, device=used.device) for x in (t, t_next))
     last = torch.zeros_like(local, dtype=torch.bool)
     uniforms = {site: u[rows, positions] for site, u in drawn.items()}
@@ -167,12 +167,12 @@ def bernoulli_events(
     """
     streams = streams.to("cpu")
     steps = probability.numel()
-    hazard = (-torch.log1p(-probability.double().cpu())).clamp_max(_CERTAIN).numpy()
+    hazard = (-torch.log1p(-probability.detach().double().cpu())).clamp_max(_CERTAIN).numpy()
     spent = np.concatenate([[0.0], hazard.cumsum()])
     rows, positions = free.cpu().numpy().nonzero()
     start = np.zeros_like(rows)
     ahead = None
-    if not once and steps * free.numel() <= _FEW_UNIFORMS and not plain():
+    if not once and 0 < steps * free.numel() <= _FEW_UNIFORMS and not plain():
         ahead = streams.uniform_steps(site, 0, steps, free.shape[1]).numpy()
     found = [(rows[:0], positions[:0], start[:0])]
     while rows.size:
@@ -221,7 +221,7 @@ def plan(
         busy = events.rows.unique()
         also = busy.repeat_interleave(steps), torch.arange(steps).repeat(busy.numel())
     key = rows * steps + happening
-    wanted = key if also is None else np.concatenate([key, (also[0] * steps + also[1]).cpu().numpy()])
+    wanted = key if also is None else np.concatenate([key, (also[0].cpu() * steps + also[1].cpu()).numpy()])
     pairs = np.unique(wanted)  # sorted: by row, then by step
     if pairs.size == 0:
         return
@@ -240,17 +240,17 @@ def plan(
     event_counts = np.bincount(event_rank, minlength=counts.size)
 
     row, step = pair_row[order], pair_step[order]
-    times = [x[step] if x.ndim == 1 else x[row, step] for x in (start.cpu().numpy(), end.cpu().numpy())]
+    times = [x[step] if x.ndim == 1 else x[row, step] for x in (t.detach().cpu().numpy() for t in (start, end))]
     rows, positions, happening = (x[event_order] for x in (rows, positions, happening))
     last = happening == steps - 1
     any_last = np.zeros(counts.size, dtype=bool)
     any_last[event_rank[event_order][last]] = True
     addresses = [torch.from_numpy(x) for x in (happening, rows, positions)]
-    drawn = [streams.uniform_at(site, *addresses).numpy() for site in sites]
-    drawn += [table.cpu().numpy()[happening] for table in (tables or {}).values()]
+    drawn = [streams.uniform_at(site, *addresses) for site in sites]
+    drawn += [table.detach().cpu()[addresses[0]] for table in (tables or {}).values()]
 
-    def pieces(x: np.ndarray, sizes: np.ndarray) -> tuple[Tensor, ...]:
-        return torch.from_numpy(x).to(device).split(sizes.tolist())
+    def pieces(x: np.ndarray | Tensor, sizes: np.ndarray) -> tuple[Tensor, ...]:
+        return torch.as_tensor(x).to(device).split(sizes.tolist())
 
     by_pair = [pieces(x, counts) for x in (row, step, *times)]
     by_event = [pieces(x, event_counts) for x in (local[pair_of_event[event_order]], positions, last, *drawn)]

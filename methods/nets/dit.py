@@ -202,16 +202,17 @@ class DiT(PretrainedNetwork):
         """
         conditions = self.conditions(time, step_size)
         x = self.embedding(tokens)
-        *whole, final = zip(self.blocks, conditions, strict=False)
-        for block, condition in whole:
-            x = block(x, condition, self.rotary)
-        block, condition = final
-        x = block(x, condition, self.rotary, at if self._narrow(tokens, at) else None)
+        narrow = self.blocks[-1] if self._narrow(tokens, at) else None
+        for block, condition in zip(self.blocks, conditions, strict=False):
+            x = block(x, condition, self.rotary, at if block is narrow else None)
         logits: Tensor = self.output(x, conditions[-1], at)
         return logits
 
     def _narrow(self, tokens: Tensor, at: Positions | None) -> bool:
         """Whether the last block is run at the places only: on a CPU, for few (an accelerator would have to wait)."""
-        if at is None or self.training or tokens.device.type != "cpu" or plain():
+        if at is None or self.training or tokens.device.type != "cpu" or plain() or torch.compiler.is_compiling():
             return False
-        return 0 < at[0].numel() <= tokens.numel() // 2
+        if not self.blocks or not 0 < at[0].numel() <= tokens.numel() // 2:
+            return False
+        qkv = self.blocks[-1].qkv  # what stands in its place, or listens to it, has to be called
+        return type(qkv) is nn.Linear and not (qkv._forward_hooks or qkv._forward_pre_hooks)

@@ -1,4 +1,4 @@
-"""Pieces shared by the two networks: rotary positions, layer norm without bias, sinusoidal features."""
+"""Pieces of the networks: rotary positions, layer norm without bias, sinusoidal features, attention."""
 
 from __future__ import annotations
 

@@ -36,7 +36,8 @@ def forward_flops(network: nn.Module, sequences: int, length: int, places: int |
     Args:
         network: a DiT, CausalTransformer or Compass.
         sequences, length: shape of its input.
-        places: positions the head runs at; None = all.
+        places: positions the head runs at; None = all. The last block counts whole, though on a CPU a network that does
+            not learn runs it at few places only.
     """
     config: Any = network.config
     width, blocks = config.width, config.blocks

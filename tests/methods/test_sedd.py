@@ -25,6 +25,7 @@ from tsdfm_bench.methods.core import (
     Posterior,
     Sharpen,
     State,
+    every_step,
     run,
 )
 from tsdfm_bench.methods.mdlm import MaskedKernel
@@ -289,3 +290,19 @@ def test_sources_and_options(lab):
         SEDD(lab.TableDenoiser(4, 5), sampler="analytical")
     with pytest.raises(UsageError, match="needs a denoiser of 5 outputs"):
         SEDD(lab.TableDenoiser(4, 4), "mask")
+
+
+def test_a_visit_made_elsewhere_is_served_as_the_kernels_own(lab):
+    """A walk of a plug-in's own brings no factors of the grid."""
+    posterior = Posterior(make(lab, "log_score", 2, 3, seed=4), LogLinear(), mask_id=2)
+    kernel = AbsorbKernel(posterior, euler=False)
+    grid = Grid.pairs([(T, T + H)])
+    found = []
+    for own in (True, False):
+        state = State(torch.full((500, 2), 2), Streams.of(8, "elsewhere", 500))
+        (visit,) = list(kernel.visits(state, grid)) if own else list(every_step(state, grid))
+        assert ("factor" in visit.of_steps) is own
+        kernel.step(state, visit)
+        found.append(state.tokens)
+    assert (found[0] != 2).any()
+    assert torch.equal(*found)

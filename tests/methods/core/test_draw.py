@@ -19,7 +19,7 @@ def uniforms(n: int, name: str = "u") -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", [1, 2, 63, 64, 65, 300, 2049])
-def test_inverse_cdf_is_the_first_token_above_the_level(size):
+def test_inverse_cdf_is_the_first_token_that_reaches_the_level(size):
     generator = torch.Generator().manual_seed(size)
     weights = torch.rand(500, size, generator=generator, dtype=torch.float64)
     weights[weights < 0.3] = 0
@@ -251,8 +251,26 @@ def test_what_is_watched_keeps_no_sums_alive():
         policy.categorical(torch.rand(2, 3000, dtype=torch.float64), uniforms(2))
         policy.from_logits(torch.randn(2, 3000), Sharpen(), uniforms(2)[:, None])
     assert sum(kept.untyped_storage().nbytes() for kept in policy._few) <= 40 * 64
+    for _ in range(200):
+        policy.categorical(torch.ones(2, 5, dtype=torch.float64), uniforms(2))
+    assert len(policy._few) <= draw._KEPT
     policy.check()
     assert policy._few == []
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+@pytest.mark.parametrize(("size", "top_p"), [(11, 0.5), (11, 0.9), (13, 0.9), (130, 0.5)])
+def test_a_nucleus_does_not_depend_on_the_other_rows(size, top_p, temperature):
+    """Which of several equal tokens are kept goes by their number, wherever a row lies in memory."""
+    generator = torch.Generator().manual_seed(size)
+    logits = torch.randn(400, 4, generator=generator).gather(1, torch.randint(4, (400, size), generator=generator))
+    nucleus = Sharpen(temperature, top_p)
+    together = nucleus.weights(logits)
+    alone = torch.cat([nucleus.weights(row[None]) for row in logits])
+    assert torch.equal(together > 0, alone > 0)
+    for row, kept in zip(logits, together > 0, strict=True):
+        tied = row == row[kept].amin()  # the value at the cut: the first ones of it are kept
+        assert kept[tied].tolist() == sorted(kept[tied].tolist(), reverse=True)
 
 
 @pytest.mark.parametrize("scale", [0.1, 3.0, 30.0])
@@ -301,6 +319,7 @@ def test_rough_weights_of_no_number_are_found_out():
         (torch.zeros(200, 2048), Sharpen(top_p=0.9), "fp64"),
         (torch.zeros(200, 2048), Sharpen(), "legacy-fp32"),
         (torch.zeros(3, 2048), Sharpen(), "fp64"),
+        (torch.zeros(200, 2048, requires_grad=True), Sharpen(), "fp64"),
     ],
 )
 def test_other_draws_are_not_rough(logits, sharpened, name):

@@ -77,6 +77,8 @@ def test_uniforms_of_all_steps_drawn_at_once_give_the_same_events(monkeypatch):
         monkeypatch.setattr(visits, "_FEW_UNIFORMS", few)
         events = bernoulli_events(Streams.of(4, "few", 3), free, PROBABILITY)
         found.append((events.rows, events.positions, events.steps))
+        none = bernoulli_events(Streams.of(4, "few", 3), free, PROBABILITY[:0])
+        assert none.rows.numel() == 0
     assert len(found[0][0]) > 7
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 

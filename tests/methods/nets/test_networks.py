@@ -86,12 +86,34 @@ def test_logits_at_places_are_those_of_the_whole(
     assert widths == [len(places) if 0 < len(places) <= batch * 4 else batch * 8, batch * 8]
 
 
-def test_training_runs_the_last_block_whole() -> None:
-    network = small().train()
-    places = torch.tensor([0]), torch.tensor([3])
-    chosen = network(torch.randint(0, 12, (1, 8)), torch.rand(1), at=places)
-    chosen.sum().backward()
-    assert all(parameter.grad is not None for parameter in network.blocks[-1].parameters())
+class _Adapted(torch.nn.Linear):
+    """A projection that adds something of its own, as adapters do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + x.sum(dim=-1, keepdim=True)
+
+
+@pytest.mark.parametrize("why", ["training", "adapter", "hook", "compiled"])
+def test_the_last_block_runs_whole_where_more_than_logits_is_asked_for(why: str, monkeypatch) -> None:
+    network = small()
+    block = network.blocks[-1]
+    heard: list[int] = []
+    if why == "training":
+        network.train()
+    elif why == "adapter":
+        adapted = _Adapted(16, 48, bias=False)
+        adapted.load_state_dict(block.qkv.state_dict())
+        block.qkv = adapted
+    elif why == "hook":
+        block.qkv.register_forward_hook(lambda *_: heard.append(1))
+    else:
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    widths: list[int] = []
+    block.mlp.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0][..., 0].numel()))
+    tokens, time, places = torch.randint(0, 12, (1, 8)), torch.rand(1), (torch.tensor([0]), torch.tensor([3]))
+    torch.testing.assert_close(network(tokens, time, at=places), network(tokens, time)[places])
+    assert widths == [8, 8]
+    assert len(heard) == (2 if why == "hook" else 0)
 
 
 def test_step_aware_network_needs_a_step_size() -> None:
