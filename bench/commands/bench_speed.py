@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tsdfm_bench import provenance
 from tsdfm_bench.console import Reporter, stdout_console
 from tsdfm_bench.errors import UsageError, unknown_name
 from tsdfm_bench.registry import Registry
@@ -90,7 +91,7 @@ def bench_speed_command(
         repeats: of every measurement; None = 5, quick 3.
         threads: CPU threads.
         device: torch device string, or "auto".
-        out: folder for speed.json and the figure of the growth; None = nothing is written.
+        out: folder for speed.json, provenance.json and the figure of the growth; None = nothing is written.
         as_json: print JSON only.
 
     Raises:
@@ -124,6 +125,8 @@ def bench_speed_command(
         clock = Clock(where, threads)
         found = Found(device_name(where), threads, clock.counts)
         reporter = Reporter(quiet=as_json)
+        if out is not None:
+            provenance.record(out, provenance.describe(Registry(), found.device, threads))
         work = list(_work(settings, clock, found))
         with reporter.phase("measuring", len(work), len(work), "measurements") as phase:
             for name, measure in work:

@@ -116,11 +116,15 @@ def test_a_method_without_random_weights_says_so() -> None:
         load_method(Registry(), Case("file"), TINY, "cpu")
 
 
-def test_command_prints_json() -> None:
+def test_command_prints_json_and_keeps_it_with_its_provenance(tmp_path: Path) -> None:
     words = ["bench-speed", "--quick", "--parts", "sampling", "--methods", "dfm", "--batches", "1", "--steps", "2"]
-    printed = CliRunner().invoke(app, [*words, "--repeats", "1", "--json"])
+    printed = CliRunner().invoke(app, [*words, "--repeats", "1", "--json", "--out", str(tmp_path / "kept")])
     assert printed.exit_code == 0, printed.output
     found = json.loads(printed.stdout)
+    assert json.loads((tmp_path / "kept" / "speed.json").read_text()) == found
+    (run,) = json.loads((tmp_path / "kept" / "provenance.json").read_text())["runs"]
+    assert run["threads"] == found["threads"] == 1
+    assert "torch" in run["versions"]
     assert [row["method"] for row in found["sampling"]] == [c.label for c in CASES if c.method == "dfm"]
     assert {"overhead", "ratio_plain", "calls", "seconds"} <= set(found["sampling"][0])
     assert all(row["calls"] <= 2 for row in found["sampling"])
