@@ -544,7 +544,9 @@ def bench_speed(
     device: Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda, ...")] = "auto",
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--out", "-o", metavar="FOLDER", help="Write speed.json, its provenance and the figure of the growth there."),
+        typer.Option(
+            "--out", "-o", metavar="FOLDER", help="Write speed.json, its provenance and the figure of the growth there."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -121,7 +121,7 @@ def test_command_prints_json_and_keeps_it_with_its_provenance(tmp_path: Path) ->
     printed = CliRunner().invoke(app, [*words, "--repeats", "1", "--json", "--out", str(tmp_path / "kept")])
     assert printed.exit_code == 0, printed.output
     found = json.loads(printed.stdout)
-    assert json.loads((tmp_path / "kept" / "speed.json").read_text()) == found
+    assert json.loads((tmp_path / "kept" / "speed.json").read_text()).items() >= found.items()
     (run,) = json.loads((tmp_path / "kept" / "provenance.json").read_text())["runs"]
     assert run["threads"] == found["threads"] == 1
     assert "torch" in run["versions"]
