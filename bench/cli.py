@@ -529,7 +529,9 @@ def orders(json: Json = False) -> None:
 @app.command("bench-speed")
 def bench_speed(
     quick: Annotated[bool, typer.Option("--quick", help="The size sotu, batches of 8, few repeats.")] = False,
-    sizes: Annotated[Text, typer.Option("--sizes", metavar="LIST", help="sotu,base (default: both).")] = None,
+    sizes: Annotated[
+        Text, typer.Option("--sizes", metavar="LIST", help="sotu,base (default: sotu; on an accelerator both).")
+    ] = None,
     methods: Annotated[Text, typer.Option("--methods", metavar="LIST", help="Generators (default: all).")] = None,
     parts: Annotated[
         Text, typer.Option("--parts", metavar="LIST", help="sampling,generate,scoring,scaling (default: all).")

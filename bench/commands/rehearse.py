@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 PEAK, SHARE = 989e12, 0.14  # bf16 operations per second of an H100 by its data sheet, and the share that was measured
 NOTE = (
     "loss: of one step at full width, two blocks and random tokens. operations: of the whole training, by formula from "
-    "the calls that the step made. memory: of one process with `pass` windows, by formula. H100 hours: operations at "
-    f"{100 * SHARE:.0f} % of the data sheet's bf16 peak, measured with dfm-uniform of `base` (methods/train/LOG.md)."
+    "the calls that the step made. memory: of one process with `pass` windows, by formula, without what the passes of "
+    "a student's teacher and of its candidates need meanwhile. H100 hours: operations at "
+    f"{100 * SHARE:.0f} % of the data sheet's bf16 peak, measured with dfm-uniform of `base` (methods/train/LOG.md);"
+    " smaller networks reach less of it."
 )
 
 

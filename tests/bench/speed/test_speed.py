@@ -104,6 +104,19 @@ def test_the_exponent_of_a_power_law_is_found(tmp_path) -> None:
         assert path.stat().st_size > 1000
 
 
+@pytest.mark.parametrize(("device", "sizes"), [("cpu", {"sotu"}), ("cuda", {"sotu", "base"})])
+def test_the_large_size_is_measured_on_an_accelerator_unless_it_is_named(
+    device: str, sizes: set[str], monkeypatch
+) -> None:
+    asked: list[bench_speed.Settings] = []
+    monkeypatch.setattr("tsdfm_bench.meter.choose_device", lambda _: device)
+    monkeypatch.setattr("tsdfm_bench.meter.device_name", lambda _: device)
+    monkeypatch.setattr(bench_speed, "_work", lambda settings, *_: asked.append(settings) or ())
+    for words in ([], ["--quick"], ["--sizes", "base"]):
+        assert CliRunner().invoke(app, ["bench-speed", *words]).exit_code == 0
+    assert [set(settings.sizes) for settings in asked] == [sizes, {"sotu"}, {"base"}]
+
+
 @pytest.mark.parametrize("axis", scaling.AXES)
 def test_an_axis_varies_one_thing(axis: str) -> None:
     varied = [(size.length, size.vocab_size, batch, steps) for _, size, batch, steps in scaling.settings(axis)]

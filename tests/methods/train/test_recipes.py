@@ -345,6 +345,14 @@ def test_packed_streams_are_read_from_the_starts_of_blocks():
         TrainingText("toy", {"train": stream}, 80, 4, "none", "sha256:toy", block=LENGTH)
 
 
+@pytest.mark.parametrize("scale", sorted(path.stem for path in RECIPES.glob("*.toml")))
+def test_the_judge_of_a_compass_is_trained_before_it(scale):
+    """Else it would depend on what is ready first whether the autoregressive network or a small scorer judges."""
+    kinds = [stage.kind for stage in load_recipe(scale).stage]
+    if {"compass", "ar"} <= set(kinds):
+        assert kinds.index("ar") < kinds.index("compass")
+
+
 def test_dry_run_prints_every_network(monkeypatch, capsys):
     from tsdfm_bench.methods.train import recipe as recipes
 
@@ -352,7 +360,7 @@ def test_dry_run_prints_every_network(monkeypatch, capsys):
     monkeypatch.setattr(recipes, "load_recipe", lambda name: tiny() if name == "base" else real(name))
     assert train_command("base", "dfm-mask,ar", None, None, 1, dry_run=True, as_json=True) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in rows] == ["dfm-mask", "ar"]
+    assert [row["name"] for row in rows] == ["ar", "dfm-mask"]
     assert train_command("base", "ar", None, None, 1, dry_run=True) == 0
     shown = capsys.readouterr()
     assert "parameters" in shown.out
