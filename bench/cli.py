@@ -473,6 +473,9 @@ def train(
     report: Annotated[
         bool, typer.Option("--report", help="Train nothing: examine the trained compasses and record trajectories.")
     ] = False,
+    tokenize: Annotated[
+        bool, typer.Option("--tokenize", help="Train nothing: read and tokenise the text, for trainings to come.")
+    ] = False,
     launcher: Annotated[
         Text,
         typer.Option("--launcher", metavar="NAME", help="How stages are run: inline, local, slurm (default: inline)."),
@@ -491,7 +494,7 @@ def train(
     from tsdfm_bench.commands.train import train_command
 
     settings = {"name": launcher, "jobs": jobs, "lease_s": lease, "slurm": slurm, "detach": detach or None}
-    _leave(lambda: train_command(scale, only, out, minutes, threads, task, dry_run, json, settings, report))
+    _leave(lambda: train_command(scale, only, out, minutes, threads, task, dry_run, json, settings, report, tokenize))
 
 
 @app.command()

@@ -47,6 +47,7 @@ def train_command(
     as_json: bool = False,
     launcher: Mapping[str, object] | None = None,
     report: bool = False,
+    tokenize: bool = False,
 ) -> int:
     """Train the networks of a scale.
 
@@ -63,6 +64,7 @@ def train_command(
         as_json: print the rehearsal as JSON.
         launcher: options of the launcher, see `launcher_of`; None as a value = not given.
         report: train nothing, examine the compasses that are trained.
+        tokenize: train nothing, read and tokenise the text, which the cache then has.
 
     Returns:
         the exit code; 0 also if the minutes were over before the end.
@@ -82,8 +84,8 @@ def train_command(
     recipe.select(stages)  # a wrong name is an error before the text is read
     if minutes is not None and processes > 1:
         raise UsageError("--minutes is for one process; on several, the scheduler's time limit ends a training")
-    if dry_run and report:
-        raise UsageError("--dry-run and --report both train nothing: give one of them")
+    if dry_run + report + tokenize > 1:
+        raise UsageError("--dry-run, --report and --tokenize each train nothing: give one of them")
     if as_json and not dry_run and not report:
         raise UsageError(
             "--json belongs to --dry-run and --report; a training's record is history.json beside its weights"
@@ -97,6 +99,11 @@ def train_command(
         from tsdfm_bench.commands.rehearse import rehearse_command
 
         return rehearse_command(recipe, stages, as_json)
+    if tokenize:
+        text = training_text(load_task(parse_spec(recipe.task), Registry()))
+        counts = ", ".join(f"{len(stream):,} of {split}" for split, stream in text.streams.items())
+        reporter.note(f"Tokens of {recipe.task}: {counts}")
+        return 0
     if minutes is not None:  # little is lost when the time is over
         recipe = recipe.model_copy(update={"training": {**recipe.training, "save_every_s": SAVE_EVERY_S}})
     folder = out or RUNS / f"train-{Path(scale).stem}"

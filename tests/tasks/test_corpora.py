@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from typer.testing import CliRunner
 
+from tsdfm_bench.cli import app
 from tsdfm_bench.errors import AssetError, UsageError
 from tsdfm_bench.rng import Streams
 from tsdfm_bench.tasks.corpora import documents as docs
@@ -655,6 +657,25 @@ def test_samples_are_judged_without_reading_the_training_text(corpus: Path, toke
     assert at_hand is not None
     assert at_hand.data_hash == streams.data_hash
     assert len(at_hand.train) == len(streams.train)
+
+
+def test_train_tokenizes_ahead_of_the_training_and_stops(corpus: Path, tokenizer: str, tmp_path: Path) -> None:
+    """On a node with the network, say; the training finds the tokens in the cache."""
+    (tmp_path / "tiny.toml").write_text(
+        'scale = "tiny"\ntask = "sotu"\n[network]\nwidth = 8\nblocks = 1\nheads = 1\ncondition = 8\n[training]\n'
+        'batch = 2\nsteps = 1\nlr = 1e-3\nwarmup = 1\n[[stage]]\nname = "ar"\nkind = "ar"\n'
+    )
+    assert load(corpus, tokenizer).training_at_hand() is None
+    words = ["train", str(tmp_path / "tiny.toml"), "--task", f"text:{corpus}[tokenizer={tokenizer};length=16]"]
+    shown = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "run"), "--tokenize"])
+    assert shown.exit_code == 0, shown.output
+    at_hand = load(corpus, tokenizer).training_at_hand()
+    assert at_hand is not None
+    assert f"{len(at_hand.train):,} of train" in " ".join(shown.output.split())
+    assert not (tmp_path / "run").exists()
+    refused = CliRunner().invoke(app, [*words, "--tokenize", "--dry-run"])
+    assert refused.exit_code == 2
+    assert "each train nothing: give one" in " ".join(refused.output.split())
 
 
 def test_cleaned_text_and_the_same_files_as_they_are_do_not_share_tokens(tmp_path: Path) -> None:
