@@ -21,7 +21,7 @@ from tsdfm_bench.launch.work import Piece, Work
 
 UNKNOWN_STEP_S = 0.1
 TOKEN_CACHES = "corpora/*/manifest.json"  # of the task `text`
-DEFAULT_THREADS = 2
+DEFAULT_THREADS = 2  # of a process: a job has one for each of its GPUs
 
 
 def _tokenised() -> float:
@@ -85,7 +85,8 @@ class TrainParts(Parts):
         found = []
         for part in parts:
             work = self.all[part.key]
-            threads = parameters.get("cpus_per_task") or work.settings.get("threads") or DEFAULT_THREADS
+            usual = DEFAULT_THREADS * max(1, gpus)
+            threads = parameters.get("cpus_per_task") or work.settings.get("threads") or usual
             settings = {**work.settings, "threads": int(threads)}
             nodes = int(parameters.get("nodes", 1))
             resources = {**work.resources, "gpus": gpus, "nodes": nodes, "cpus": int(threads)}

@@ -207,6 +207,15 @@ def test_stages_with_parameters_of_their_own(training: Callable[..., Training]) 
     assert work.resources == {"gpus": 0, "nodes": 1, "cpus": 3}
 
 
+def test_cores_that_nobody_asked_for_are_two_for_each_gpu(training: Callable[..., Training]) -> None:
+    run = training()
+    run.run(slurm_settings({"stages.teacher.gpus_per_node": 8}))
+    found = {record.units[0][0]: (record.parameters, read_work(record.files[0])) for record in run.cluster.submitted}
+    for name, cores in (("train-teacher", 16), ("train-compass", 2)):
+        parameters, work = found[name]
+        assert parameters["cpus_per_task"] == work.settings["threads"] == cores
+
+
 def test_a_checkpoint_that_is_still_examined_is_not_done(training: Callable[..., Training]) -> None:
     """The launcher ends when the worker does, and submits nothing meanwhile."""
     run = training()
