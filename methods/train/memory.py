@@ -38,7 +38,8 @@ def that_fits(run: Callable[[int], T], windows: int, alone: bool) -> tuple[T, in
             if not alone:
                 raise MemoryError(
                     f"{windows} windows a pass do not fit into the GPU's memory: set micro_batch = {windows // 2} in "
-                    "the recipe's [training] (the result is the same up to rounding)"
+                    "the recipe's [training], or in the stage where that has its own, of a copy if the recipe is a "
+                    "shipped one (the result is the same up to rounding)"
                 ) from error
         windows = -(-windows // 2)  # outside the except block, which would keep the failed tensors alive
         gc.collect()
