@@ -394,9 +394,7 @@ def test_memory_that_runs_out_while_a_model_is_read_says_what_to_choose(folder, 
 
     owner, name = (LlamaForCausalLM, "from_pretrained") if device_map else (torch.nn.Module, "to")
     monkeypatch.setattr(owner, name, no_memory)
-    with pytest.raises(
-        AssetError, match=r"memory ran out while .*Choose dtype=bfloat16, device_map=auto or another --d"
-    ):
+    with pytest.raises(AssetError, match=r"memory ran out while .* dtype=bfloat16, device_map=auto or another --d"):
         CausalLM.load({"name": str(folder), "device_map": device_map or None}, "cpu")
 
 
