@@ -22,6 +22,7 @@ IGNORED = ["*/*"]
 MAX_HEADER_BYTES = 100_000_000
 
 _VOCABULARY = ("tokenizer*.json", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
+_ABOUT_VOCABULARY = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")  # no tokenizer alone
 
 
 def obtain_model(name: str, revision: str | None = None) -> tuple[Path, str]:
@@ -107,7 +108,7 @@ def read_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    if not _vocabulary_files(folder):
+    if all(file.name in _ABOUT_VOCABULARY for file in _vocabulary_files(folder)):
         raise AssetError(
             f"{folder} has no tokenizer files (tokenizer.json, tokenizer.model, or vocab.json and merges.txt): put the "
             "model's there, as save_pretrained of its tokenizer writes them"

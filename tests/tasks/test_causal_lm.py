@@ -342,10 +342,11 @@ def test_folder_without_safetensors_is_refused(folder, tmp_path):
     assert "pickled" in CausalLM.available({"name": str(tmp_path)})
 
 
-def test_a_folder_without_a_tokenizer_says_so(folder, tmp_path):
-    for file in ("config.json", "model.safetensors"):
+@pytest.mark.parametrize("settings", [[], ["tokenizer_config.json"]])
+def test_a_folder_without_a_tokenizer_says_so(folder, tmp_path, settings):
+    for file in ("config.json", "model.safetensors", *settings):
         shutil.copy(folder / file, tmp_path)
-    for use in (CausalLM.describe, CausalLM.check, lambda params: CausalLM.load({**params, "context": "<bos>"}, "cpu")):
+    for use in (CausalLM.check, lambda params: CausalLM.load({**params, "context": "<bos>"}, "cpu")):
         with pytest.raises(AssetError, match=r"has no tokenizer files \(tokenizer\.json"):
             use({"name": str(tmp_path)})
 
