@@ -170,7 +170,7 @@ def read_model(folder: Path, dtype: str, device_map: str | None = None) -> tuple
     Raises:
         AssetError: files that are damaged, of no causal language model, or whose weights are not those of the
             configuration (transformers itself would fill gaps with random numbers).
-        RuntimeError, MemoryError: memory ran out.
+        Exception: memory ran out; as torch, safetensors or the system says it.
     """
     import torch
     from safetensors import SafetensorError

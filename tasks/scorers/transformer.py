@@ -385,7 +385,7 @@ def memory_for(info: ScorerInfo, device: str) -> Iterator[None]:
 
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except Exception as error:  # torch, safetensors and the system have one each
         if not memory_ran_out(error):
             raise
         smaller = "" if info.dtype in ("bfloat16", "float16") else "dtype=bfloat16, "
