@@ -452,7 +452,11 @@ class ScoreBatch:
 
 @runtime_checkable
 class Scorer(Protocol):
-    """A judge. `fetch` obtains its files (with a progress bar) and may raise `AssetError`; `load` reads them."""
+    """A judge. `fetch` obtains its files (with a progress bar) and may raise `AssetError`; `load` reads them.
+
+    An optional classmethod `check(params)` is called in place of `fetch` before anything is sampled, and also raises
+    `UsageError` if the files say that it cannot judge.
+    """
 
     info: ScorerInfo
 

@@ -78,17 +78,18 @@ def hub_reason(error: BaseException, name: str, revision: str | None = None) -> 
     kinds = {kind.__name__ for kind in type(error).__mro__}
     text = str(error).strip().splitlines()
     line = (text[0] if text else type(error).__name__)[:300]
-    if "GatedRepoError" in kinds:
+    unknown = "DatasetNotFoundError" in kinds  # of `datasets`, for three things that only its text tells apart
+    if "GatedRepoError" in kinds or (unknown and "is a gated dataset" in line):
         return (
             f"{name} is gated: accept its licence on its page with your account, then log in here (hf auth login, or "
             "HF_TOKEN=...)"
         )
     if kinds & {"DisabledRepoError"}:
         return f"{name} was disabled by its hub"
-    if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"}:
-        return f"there is no {name}, or it is private: check the name, or log in (hf auth login)"
-    if "RevisionNotFoundError" in kinds:
+    if "RevisionNotFoundError" in kinds or (unknown and line.startswith("Revision ")):
         return f"{name} has no revision '{revision}': check the branch, tag or commit"
+    if unknown or "RepositoryNotFoundError" in kinds:
+        return f"there is no {name}, or it is private: check the name, or log in (hf auth login)"
     if "HFValidationError" in kinds:
         return f"'{name}' cannot be the name of a repository: write OWNER/NAME"
     if kinds & {"OfflineModeIsEnabled"}:

@@ -4,7 +4,8 @@ A scorer reads texts, so each cell's tokens are decoded by the task; one whose i
 Texts are scored in the batches they were sampled in, so that a scorer sees the same texts together however the work was
 split. Scores are valid for one scorer revision, dtype and windowing: their identity is stored with them, and other
 scores are made again. Of an infilling it is stored, too, where the units lie in the text. A scorer whose files cannot
-be obtained is left out, with the reason, and the run goes on; a scorer is only loaded if it has something to do.
+be obtained is left out, with the reason, and the run goes on; a scorer is only loaded if it has something to do. One
+that cannot judge is a wrong request if that is seen before sampling, and is left out if it is only seen when loaded.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ class Judge:
         info: what it is; None if it is not known without loading it.
         unavailable: why it cannot be obtained, or "".
         broken: why the plug-in cannot be used, or "".
+        named: whether the request names it; one that is taken by default may be unavailable.
         failures: cell id -> why that cell could not be scored.
         prompts: units of the prompts it has read.
     """
@@ -86,6 +88,7 @@ class Judge:
     info: ScorerInfo | None = None
     unavailable: str = ""
     broken: str = ""
+    named: bool = True
     failures: dict[str, str] = field(default_factory=dict)
     prompts: Known = field(default_factory=dict, repr=False)
 
@@ -117,10 +120,10 @@ def find_judges(specs: Sequence[Spec], registry: Registry) -> list[Judge]:
 
 
 def introduce(judges: Sequence[Judge], cells: Sequence[Cell], job: Job) -> None:
-    """Let every scorer say what it is, and obtain the files of those that will have something to score.
+    """Let every scorer say what it is, and obtain and check the files of those that will have something to score.
 
     Raises:
-        UsageError: a wrong option.
+        UsageError: a wrong option, or a model that cannot judge.
     """
     for judge in judges:
         if judge.broken:
@@ -137,18 +140,21 @@ def introduce(judges: Sequence[Judge], cells: Sequence[Cell], job: Job) -> None:
                     judge.info = cls.info
             if judge.info is not None:
                 check_info(job.registry.entry("scorers", judge.spec.name), judge.info)
-            if hasattr(cls, "fetch") and _todo(cells, judge, job):
+            obtain = getattr(cls, "check", None) or getattr(cls, "fetch", None)
+            if obtain is not None and _todo(cells, judge, job):
                 with shielded(f"scorer '{judge.name}'", cls):
-                    cls.fetch(params)
+                    obtain(params)
 
 
 @contextlib.contextmanager
-def _blamed(judge: Judge) -> Iterator[None]:
-    """Put down to a scorer what goes wrong in the block; a wrong request is passed on."""
+def _blamed(judge: Judge, *, late: bool = False) -> Iterator[None]:
+    """Put down to a scorer what goes wrong in the block; a wrong request is passed on, unless work was done (late)."""
     try:
         yield
-    except UsageError:
-        raise
+    except UsageError as error:
+        if not late:
+            raise
+        judge.broken = str(error)
     except AssetError as error:
         judge.unavailable = str(error)
     except KeyboardInterrupt:
@@ -357,7 +363,7 @@ def recall(judge: Judge, cells: Sequence[Cell], job: Job) -> None:
 
 def _load(judge: Judge, job: Job) -> Scorer | None:
     """The ready scorer, or None with the reason in the judge."""
-    with _blamed(judge):
+    with _blamed(judge, late=True):
         cls, params = job.registry.load("scorers", judge.spec.name), judge.spec.params()
         of_task = hasattr(cls, "of_task")
         with shielded(f"scorer '{judge.name}'", cls):

@@ -8,7 +8,7 @@ command finds its folder again, and does what is missing there.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -103,8 +103,12 @@ def load_task(spec: Spec, registry: Registry) -> Task:
     return task
 
 
-def prepare(config: SweepConfig) -> Sweep:
+def prepare(config: SweepConfig, named: Collection[str] | None = None) -> Sweep:
     """Plan a sweep; nothing is written and no network is loaded.
+
+    Args:
+        config: the request.
+        named: those of its scorers that the user names; None = all, unless they are taken by default.
 
     Raises:
         UsageError: the request is wrong, or its folder belongs to another one.
@@ -124,6 +128,9 @@ def prepare(config: SweepConfig) -> Sweep:
     if config.scorers is None:
         config = config.model_copy(update={"scorers": [Spec(name) for name in task.info.scorers or DEFAULT_SCORERS]})
         judges = find_judges(config.scorers or [], registry)
+        named = ()
+    for judge in judges:
+        judge.named = named is None or judge.name in named
     check_pinning(pinning(config), config.length or task.info.length, task)
     plan = make_plan(config, registry, task.info)
     folder = RunFolder(plan.folder)
@@ -252,11 +259,11 @@ def run(sweep: Sweep, reporter: Reporter) -> Result:
     hidden = any({"reference", "scores"} <= gauge.needs and "features" not in gauge.needs for gauge in gauges)
     sweep = replace(sweep, hidden=hidden)
     job = replace(make_job(sweep), say=lambda text: reporter.note(text, style="yellow"))
+    introduce(sweep.judges, [planned.cell for planned in sweep.plan.cells], job)  # a wrong one stays out of plan.json
     freeze(sweep, job)
     provenance.record(folder.root, provenance.describe(sweep.registry, job.device, job.threads))
     for problem in sweep.registry.broken_files.values():
         reporter.note(str(problem), style="yellow")
-    introduce(sweep.judges, [planned.cell for planned in sweep.plan.cells], job)
     for judge in sweep.judges:
         if judge.problem:
             reporter.note(f"Scorer {judge.name} is left out. {judge.problem}", style="yellow")
@@ -392,7 +399,9 @@ def _behaviour(cells: list[Cell], folder: RunFolder) -> list[str]:
 def _judge_notes(judges: list[Judge], names: Mapping[str, str], outcome: Outcome) -> None:
     for judge in judges:
         if judge.unavailable:
-            outcome.notes.append(f"Scorer {judge.name} is missing: {first_line(judge.unavailable)}")
+            missing = f"Scorer {judge.name} is missing: {first_line(judge.unavailable)}"
+            outcome.notes.append(missing)
+            outcome.broken += [missing] if judge.named else []
         elif judge.broken:
             outcome.notes.append(f"Scorer {judge.name} failed: {first_line(judge.broken)}")
             outcome.broken.append(judge.broken)

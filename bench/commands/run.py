@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,12 @@ SHOWN_FAILURES = 10
 
 
 def run_command(
-    given: Mapping[str, Any], file: Path | None, as_json: bool, budget: str | None = None, trim: bool = False
+    given: Mapping[str, Any],
+    file: Path | None,
+    as_json: bool,
+    budget: str | None = None,
+    trim: bool = False,
+    named: Collection[str] | None = None,
 ) -> int:
     """Run a sweep and print its tables.
 
@@ -33,6 +38,7 @@ def run_command(
         as_json: print JSON instead of tables.
         budget: a time that must not be exceeded, or None.
         trim: leave out what exceeds it instead of refusing.
+        named: see `prepare`.
 
     Returns:
         the exit code.
@@ -42,7 +48,7 @@ def run_command(
         sweep: Sweep | None = None
         try:
             config = make_config(given, file)
-            sweep = prepare(config)
+            sweep = prepare(config, named)
             if budget is not None:
                 from tsdfm_bench.commands.plan import estimate_sweep, within_budget
 

@@ -15,7 +15,7 @@ from tsdfm_bench.errors import UsageError
 from tsdfm_bench.registry import Registry
 from tsdfm_bench.reproduce import sweep_keys
 from tsdfm_bench.results.store import RunFolder, read_json
-from tsdfm_bench.spec import split_list
+from tsdfm_bench.spec import parse_spec, split_list
 
 ANY_ID = 2**31  # the samples are counted before the task, which says what its ids are, is known
 _ADDED = ("scorers", "metrics")
@@ -29,8 +29,10 @@ def score_command(target: str, given: Mapping[str, Any], as_json: bool) -> int:
         UsageError: no such folder or file, or an option that a run folder has settled.
     """
     path = Path(target)
-    keys = _of_run(RunFolder(path), given) if path.is_dir() else _of_file(path, given)
-    return run_command(keys, None, as_json)
+    if not path.is_dir():
+        return run_command(_of_file(path, given), None, as_json)
+    named = [str(parse_spec(name)) for name in split_list(given.get("scorers") or "")]
+    return run_command(_of_run(RunFolder(path), given), None, as_json, named=named)
 
 
 def _of_run(folder: RunFolder, given: Mapping[str, Any]) -> dict[str, Any]:

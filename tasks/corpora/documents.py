@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -84,7 +85,6 @@ CORPORA: Mapping[str, Corpus] = {
         {"train": "train"},
         held_out="wikitext-103",
         citation="FineWeb-Edu, CC-MAIN-2024-10 (ODC-By 1.0)",
-        published="WikiText-103",
     ),
     "openwebtext": Corpus(
         "Skylion007/openwebtext",
@@ -184,7 +184,7 @@ def _local(name: str, place: Path, column: str, cut: str, corpus: Corpus | None)
     clean = corpus.clean if corpus else None
     files = _files(place)
     if not files:
-        raise UsageError(f"{place} has no {', '.join(SUFFIXES)} file")
+        raise UsageError(f"{place} has no {', '.join(SUFFIXES)} file{_others(place)}")
     names = {file: _split_of_name(file, place) for file in files}
     roles = {file: _role(own, set(names.values())) for file, own in names.items()}
     stamp = hashlib.sha256()
@@ -238,6 +238,15 @@ def _files(place: Path) -> list[Path]:
     return sorted(file for file in place.rglob("*") if file.suffix in SUFFIXES and file.is_file())
 
 
+def _others(place: Path) -> str:
+    """What a place has instead of texts, for a message: the endings of its names."""
+    there = [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]
+    if not there:
+        return ": it is empty"
+    endings = Counter("".join(file.suffixes[-2:]) or file.name for file in there)
+    return f"; it has: {', '.join(f'{count} {ending}' for ending, count in endings.most_common(5))}"
+
+
 def _split_of_name(file: Path, place: Path) -> str | None:
     parts = [file.name] if place.is_file() else file.relative_to(place).parts
     for part in reversed(parts):
@@ -254,17 +263,23 @@ def _documents(file: Path, column: str, cut: str) -> Iterator[str]:
         elif file.suffix == ".jsonl":
             with file.open(encoding="utf-8") as lines:
                 for number, line in enumerate(lines, 1):
-                    text = _field(json.loads(line), column, f"{file}, line {number}") if line.strip() else None
+                    where = f"{file}, line {number}"
+                    text = _field(_row(line, where), column, where) if line.strip() else None
                     if text is not None:
                         yield text
         else:
             yield from _of_parquet(file, column)
     except UnicodeDecodeError as error:
         raise AssetError(f"{file} is not UTF-8: {error}") from error
-    except json.JSONDecodeError as error:
-        raise AssetError(f"{file} is not JSON lines: {error}") from error
     except OSError as error:
         raise AssetError(f"{file} cannot be read: {error.strerror or error}") from error
+
+
+def _row(line: str, where: str) -> object:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise AssetError(f"{where} is not JSON: {error.msg} at column {error.colno}") from error
 
 
 def _of_text(file: Path, cut: str) -> Iterator[str]:
@@ -316,9 +331,19 @@ def _named(name: str, column: str) -> Source:
     other = open_source(corpus.held_out, column=column)
 
     def read(split: Split) -> Iterator[str]:
-        return source.read(split) if split == "train" else other.read(split)
+        if split == "train":
+            yield from source.read(split)
+            return
+        try:
+            yield from other.read(split)
+        except AssetError as error:
+            raise AssetError(
+                f"{error}\nIt is the held-out text of '{name}': a folder in place of that, {_stand_ins(name)}, holds "
+                "out its own"
+            ) from error
 
-    return Source(name, f"{source.identity} | {other.identity}", read, source.citation)
+    citation = f"{corpus.citation}; held out: {other.citation}"
+    return Source(name, f"{source.identity} | {other.identity}", read, citation)
 
 
 def _hub(name: str, corpus: Corpus, column: str) -> Source:
@@ -374,14 +399,22 @@ def rows_of(corpus: Corpus, split: str, name: str) -> Iterable[object]:
                 )
             return rows
         except Exception as error:  # the hub's, the library's and the network's many errors mean the same here
-            tried.append(f"  {'streamed' if streaming else 'cached or downloaded'}: {_reason(error, corpus)}")
+            reason = _reason(error, corpus)
+            if refusal and "OfflineModeIsEnabled" in reason:  # ours, see `_offline`; `refusal` says why
+                reason = "not in the local cache"
+            tried.append(f"  {'cached' if refusal else 'streamed' if streaming else 'downloaded'}: {reason}")
     if refusal:
         tried.append(f"  model hub: {refusal}")
     raise AssetError(
         f"could not obtain the text '{name}' ({corpus.dataset}). Tried:\n" + "\n".join(tried) + "\n"
-        f"Give a folder of .txt, .jsonl or .parquet files in its place: text:{name}[path=FOLDER], or {_variable(name)}="
-        "FOLDER; or use a text that needs no hub: --task sotu"
+        f"Give a folder of .txt, .jsonl or .parquet files in its place: {_stand_ins(name)}; or use a text that needs "
+        "no hub: --task sotu"
     )
+
+
+def _stand_ins(name: str) -> str:
+    """What to type so that a folder stands in for a data set."""
+    return f"text:{name}[path=FOLDER]" + (f" or {_variable(name)}=FOLDER" if name in CORPORA else "")
 
 
 @contextmanager

@@ -191,9 +191,11 @@ class Cache:
         if held:
             self._part(state, np.concatenate(waiting), packer)
         if not state["parts"]:
+            found = f"the {state['documents']} documents found there do not fill one row of {packer.length} tokens"
             raise UsageError(
-                f"{title} is empty: {state['documents']} documents gave no row. Check the files, set documents=line or "
-                "documents=paragraph if few large files hold many texts, or give files train.*, validation.*, test.*"
+                f"{title} is empty: {found if state['documents'] else 'no document was found there'}. Check the files, "
+                "set documents=line or documents=paragraph if few large files hold many texts, or give files train.*, "
+                "validation.*, test.*"
             )
         state["done"] = True
 

@@ -19,8 +19,9 @@ from tsdfm_bench.api import ScorerInfo
 from tsdfm_bench.errors import AssetError
 from tsdfm_bench.tasks.assets import Asset, HubFile, Package
 from tsdfm_bench.tasks.scorers.gguf import is_converted, obtain_converted
-from tsdfm_bench.tasks.scorers.hub import read_model
-from tsdfm_bench.tasks.scorers.transformer import OPTIONS, CausalLM, features_text
+from tsdfm_bench.tasks.scorers.hub import read_model, read_tokenizer
+from tsdfm_bench.tasks.scorers.tokens import token_id
+from tsdfm_bench.tasks.scorers.transformer import OPTIONS, CausalLM, features_text, memory_for
 
 __all__ = ["CausalLM", "Gemma3", "PinnedLM", "SmolLM2"]
 
@@ -58,7 +59,8 @@ GEMMA3 = Asset(
 
 GEMMA_VARIABLE = "TSDFM_BENCH_ACCEPT_GEMMA_TERMS"
 GEMMA_TERMS = f"""\
-Scorer 'gemma3' is Gemma 3 270M. Gemma is provided under and subject to the Gemma Terms of Use, found at
+Scorer 'gemma3' is not used before you agree to the Gemma Terms of Use
+It is Gemma 3 270M. Gemma is provided under and subject to the Gemma Terms of Use, found at
   https://ai.google.dev/gemma/terms
 with the Gemma Prohibited Use Policy, found at
   https://ai.google.dev/gemma/prohibited_use_policy
@@ -101,6 +103,13 @@ class PinnedLM(CausalLM):
         return obtain_converted(cls.asset, cls.settings_of(params)["path"])
 
     @classmethod
+    def check(cls, params: Mapping[str, object]) -> None:
+        """Obtain the file, and see that a context token that is asked for exists."""
+        folder, context = cls.fetch(params), cls.settings_of(params)["context"]
+        if context:
+            token_id(read_tokenizer(folder), context, cls.registered)
+
+    @classmethod
     def is_cached(cls) -> bool:
         """Whether `fetch` would need neither network nor conversion."""
         return is_converted(cls.asset)
@@ -110,9 +119,11 @@ class PinnedLM(CausalLM):
         """Read the model, obtaining it first if need be."""
         info = cls.describe(params)
         settings = cls.settings_of(params)
-        model, tokenizer = read_model(cls.fetch(params), info.dtype, settings["device_map"])
-        network: nn.Module = (model if settings["device_map"] else model.to(device)).eval()
-        return cls(network, tokenizer, info, settings)
+        folder = cls.fetch(params)
+        with memory_for(info, device):
+            model, tokenizer = read_model(folder, info.dtype, settings["device_map"])
+            network: nn.Module = (model if settings["device_map"] else model.to(device)).eval()
+            return cls(network, tokenizer, info, settings)
 
 
 class SmolLM2(PinnedLM):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from tsdfm_bench.errors import AssetError, hub_reason
+from tsdfm_bench.errors import AssetError, UsageError, hub_reason
 from tsdfm_bench.tasks.assets import file_sha256, hub_refusal
 
 PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -21,6 +22,7 @@ IGNORED = ["*/*"]
 MAX_HEADER_BYTES = 100_000_000
 
 _VOCABULARY = ("tokenizer*.json", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
+_ABOUT_VOCABULARY = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")  # no tokenizer alone
 
 
 def obtain_model(name: str, revision: str | None = None) -> tuple[Path, str]:
@@ -35,9 +37,15 @@ def obtain_model(name: str, revision: str | None = None) -> tuple[Path, str]:
 
     Raises:
         AssetError: listing what was tried and what to type.
+        UsageError: a revision of a folder.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
+        if revision is not None:
+            raise UsageError(
+                f"{folder} is a folder and has no revision '{revision}': leave it out, or give a hub name, "
+                "hf:OWNER/NAME@REVISION"
+            )
         _require_weights(folder, name)
         return folder, _weights_hash(folder)
     tried = [f"  folder {name}: does not exist"]
@@ -61,15 +69,16 @@ def obtain_model(name: str, revision: str | None = None) -> tuple[Path, str]:
     tried.append(f"  model hub: {refusal}")
     advice = "Give a folder with config.json, tokenizer files and *.safetensors: --scorers hf:/path/to/folder; "
     advice += "or use the judges that need no hub: --scorers char-rnn,smollm2"
-    raise AssetError(f"could not obtain the model '{name}'. Tried:\n" + "\n".join(tried) + "\n" + advice)
+    raise AssetError(f"could not obtain the model '{name}': {refusal}. Tried:\n" + "\n".join(tried) + "\n" + advice)
 
 
 def longest_input(folder: Path) -> int | None:
     """Longest input the configuration allows, or None if it does not say."""
     config = _object(folder / "config.json")
-    for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
-        if isinstance(config.get(key), int):
-            return int(config[key])
+    for part in (config, config.get("text_config")):
+        for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
+            if isinstance(part, dict) and isinstance(part.get(key), int):
+                return int(part[key])
     return None
 
 
@@ -84,16 +93,61 @@ def context_token(folder: Path, name: str) -> str:
                 token = token.get("content")
             if token:
                 return str(token)
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the library raises what it meets, down to bare exceptions
-        raise AssetError(f"the tokenizer in {folder} cannot be read: {_line(error)}") from error
+    tokenizer = read_tokenizer(folder)
     token = tokenizer.bos_token or tokenizer.eos_token
     if not token:
         raise AssetError(f"model '{name}' has no begin- or end-of-sequence token; set its option 'context'")
     return str(token)
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder; no code of the folder is run.
+
+    Raises:
+        AssetError: its files are missing, damaged, or of another format.
+    """
+    from transformers import AutoTokenizer
+
+    if all(file.name in _ABOUT_VOCABULARY for file in _vocabulary_files(folder)):
+        raise AssetError(
+            f"{folder} has no tokenizer files (tokenizer.json, tokenizer.model, or vocab.json and merges.txt): put the "
+            "model's there, as save_pretrained of its tokenizer writes them"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the library raises what it meets, down to bare exceptions
+        raise AssetError(f"the tokenizer in {folder} cannot be read: {_why(error)}") from error
+    if len(tokenizer) == 0:
+        raise AssetError(f"the tokenizer in {folder} is empty; its vocabulary files are missing or of another format")
+    return tokenizer
+
+
+def require_causal_kind(folder: Path, name: str) -> None:
+    """Raise unless the configuration may be that of a causal language model; no weights are read.
+
+    Raises:
+        AssetError: transformers has no causal language model of this configuration, or it needs code of the folder.
+        UsageError: an encoder, which sees the tokens that it is to predict.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # as for tokenizers
+        raise AssetError(f"{folder} cannot be read as a causal language model: {_why(error)}") from error
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise AssetError(f"{folder} cannot be read as a causal language model: {_other_kind(type(config).__name__)}")
+    kinds = config.architectures or []
+    if kinds and all(kind.endswith("ForMaskedLM") for kind in kinds) and not getattr(config, "is_decoder", False):
+        raise not_causal(name, kinds[0])
+
+
+def not_causal(name: str, kind: str) -> UsageError:
+    """The error of a judge whose states depend on later tokens."""
+    return UsageError(
+        f"scorer '{name}' is not causal: {kind} sees the tokens that it is to predict (its states change with later "
+        "ones). Choose one trained to predict the next token, such as hf:gpt2-large"
+    )
 
 
 def parameter_count(folder: Path) -> int:
@@ -116,11 +170,13 @@ def read_model(folder: Path, dtype: str, device_map: str | None = None) -> tuple
     Raises:
         AssetError: files that are damaged, of no causal language model, or whose weights are not those of the
             configuration (transformers itself would fill gaps with random numbers).
+        Exception: memory ran out; as torch, safetensors or the system says it.
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
+    from tsdfm_bench.launch.failures import memory_ran_out
     from tsdfm_bench.tasks.scorers.gguf import quiet_transformers
 
     try:
@@ -135,13 +191,13 @@ def read_model(folder: Path, dtype: str, device_map: str | None = None) -> tuple
                 ignore_mismatched_sizes=True,  # `_require_all_weights` names them
                 **({"device_map": device_map} if device_map else {}),
             )
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+            tokenizer = read_tokenizer(folder)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise AssetError(f"{folder} cannot be read as a causal language model: {_line(error)}") from error
+        if memory_ran_out(error):
+            raise
+        raise AssetError(f"{folder} cannot be read as a causal language model: {_why(error)}") from error
     model, loaded = read
     _require_all_weights(folder, model, loaded)
-    if len(tokenizer) == 0:
-        raise AssetError(f"the tokenizer in {folder} is empty; its vocabulary files are missing or of another format")
     return model, tokenizer
 
 
@@ -206,10 +262,13 @@ def _require_weights(folder: Path, name: str) -> None:
 
 def _weights_hash(folder: Path) -> str:
     digest = hashlib.sha256()
-    vocabulary = sorted({file for pattern in _VOCABULARY for file in folder.glob(pattern) if file.is_file()})
-    for file in [folder / "config.json", *_weight_files(folder), *vocabulary]:
+    for file in [folder / "config.json", *_weight_files(folder), *_vocabulary_files(folder)]:
         digest.update(f"{file.name}\x1f{file_sha256(file)}\x1e".encode())
     return "sha256:" + digest.hexdigest()
+
+
+def _vocabulary_files(folder: Path) -> list[Path]:
+    return sorted({file for pattern in _VOCABULARY for file in folder.glob(pattern) if file.is_file()})
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -223,6 +282,20 @@ def _object(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _line(error: BaseException) -> str:
+def _why(error: BaseException) -> str:
+    """What transformers refuses, in one line."""
     text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    line = text.splitlines()[0] if text else type(error).__name__
+    if "contains custom code" in line:
+        return (
+            "it needs Python code of its own repository, and code of others is not run. Choose a model whose "
+            "architecture is part of transformers, such as hf:gpt2-large"
+        )
+    if unknown := re.match(r"Unrecognized configuration class <class '(?:.*\.)?(\w+)'>", line):
+        return _other_kind(unknown[1])
+    return line
+
+
+def _other_kind(config: str) -> str:
+    kind = config.removesuffix("Config")
+    return f"it is a {kind}, which is not one. Choose a model trained to predict the next token, such as hf:gpt2-large"

@@ -18,7 +18,8 @@ Only safetensors are read and no code of a repository is run.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from tsdfm_bench.api import ScoreBatch, ScorerInfo, plain
 from tsdfm_bench.errors import AssetError, UsageError
 from tsdfm_bench.tasks.options import read_options
 from tsdfm_bench.tasks.scorers.fast import fuse_activations, log_total
-from tsdfm_bench.tasks.scorers.hub import read_model
+from tsdfm_bench.tasks.scorers.hub import not_causal, read_model, read_tokenizer
 from tsdfm_bench.tasks.scorers.tokens import SHARED, end_of_text_id, fingerprint, require_round_trip, token_id
 from tsdfm_bench.tasks.scorers.units import END_OF_TEXT, byte_count, piece_starts, split_at_end_of_text
 from tsdfm_bench.tasks.scorers.windows import Window, batches_of, windows_of
@@ -116,6 +117,12 @@ class CausalLM:
 
         settings = cls.settings_of(params)
         folder, revision = hub.obtain_model(_named(settings), settings["revision"])
+        longest = hub.longest_input(folder)
+        if longest and "window" in params and settings["window"] > longest:
+            raise UsageError(
+                f"option 'window' of scorer 'hf' is at most the {longest} positions of {_named(settings)}, not "
+                f"{settings['window']}"
+            )
         return cls._describe(settings, folder, revision)
 
     @classmethod
@@ -148,6 +155,24 @@ class CausalLM:
         return hub.obtain_model(_named(settings), settings["revision"])[0]
 
     @classmethod
+    def check(cls, params: Mapping[str, object]) -> None:
+        """Obtain the files, and see what can be seen of a model that cannot judge without reading its weights.
+
+        Raises:
+            AssetError: files that cannot be obtained or read, or are of no causal language model.
+            UsageError: a tokenizer that changes texts or lacks the context token, or an encoder.
+        """
+        from tsdfm_bench.tasks.scorers import hub
+
+        settings = cls.settings_of(params)
+        folder, name = cls.fetch(params), f"hf:{_named(settings)}"
+        hub.require_causal_kind(folder, name)
+        tokenizer = read_tokenizer(folder)
+        token_id(tokenizer, settings["context"] or hub.context_token(folder, name), name)
+        if not settings["lossy"]:
+            require_round_trip(tokenizer, name)
+
+    @classmethod
     def available(cls, params: Mapping[str, object]) -> str | None:
         """Why the scorer cannot be used here, or None. Obtains the files if they are not here yet."""
         try:
@@ -161,18 +186,19 @@ class CausalLM:
         """Read the model.
 
         Raises:
-            AssetError: its files cannot be obtained, are damaged, or hold other weights than it has.
+            AssetError: its files cannot be obtained, are damaged, or hold other weights than it has, or memory ran out.
             UsageError: a wrong option, a model that is not causal, or a tokenizer that changes texts.
         """
         settings = cls.settings_of(params)
         folder = cls.fetch(params)
         info = cls.describe(params)
         _require_dtype(info, device)
-        model, tokenizer = read_model(folder, info.dtype, settings["device_map"])
-        if not settings["lossy"]:
-            require_round_trip(tokenizer, info.name)
-        scorer = cls((model if settings["device_map"] else model.to(device)).eval(), tokenizer, info, settings)
-        scorer.require_causal()
+        with memory_for(info, device):
+            model, tokenizer = read_model(folder, info.dtype, settings["device_map"])
+            if not settings["lossy"]:
+                require_round_trip(tokenizer, info.name)
+            scorer = cls((model if settings["device_map"] else model.to(device)).eval(), tokenizer, info, settings)
+            scorer.require_causal()
         return scorer
 
     def require_causal(self) -> None:
@@ -189,11 +215,7 @@ class CausalLM:
             hidden = self._hidden_and_nll(inputs, (first, first), first)[0][:, :3].float()
         moved = float((hidden - hidden[:1]).norm() / hidden.norm())
         if moved > (CAUSAL_TOLERANCE if self.info.dtype == "float32" else ROUGH_CAUSAL_TOLERANCE):
-            raise UsageError(
-                f"scorer '{self.info.name}' is not causal: {type(self.model).__name__} sees the tokens that it is to "
-                "predict (its states change with later ones). Choose one trained to predict the next token, such as "
-                "hf:gpt2-large"
-            )
+            raise not_causal(self.info.name, type(self.model).__name__)
 
     def networks(self) -> Mapping[str, nn.Module]:
         """The body (everything but the output layer), under the role "scorer"."""
@@ -354,6 +376,23 @@ class CausalLM:
         return whole.shape == parts.shape and torch.allclose(
             whole.cpu().float(), parts.cpu().float(), rtol=1e-3, atol=1e-3
         )
+
+
+@contextmanager
+def memory_for(info: ScorerInfo, device: str) -> Iterator[None]:
+    """Raise AssetError that says what to choose if memory runs out in the block, where a judge is read."""
+    from tsdfm_bench.launch.failures import memory_ran_out
+
+    try:
+        yield
+    except Exception as error:  # torch, safetensors and the system have one each
+        if not memory_ran_out(error):
+            raise
+        smaller = "" if info.dtype in ("bfloat16", "float16") else "dtype=bfloat16, "
+        raise AssetError(
+            f"scorer '{info.name}': memory ran out while its {info.parameters:,} parameters were read in {info.dtype} "
+            f"(device {device}). Choose {smaller}device_map=auto or another --device"
+        ) from error
 
 
 def _require_dtype(info: ScorerInfo, device: str) -> None:

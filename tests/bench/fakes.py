@@ -245,6 +245,22 @@ class Absent(Toy):
         raise AssetError("could not obtain Absent (1 MB). Tried:\n  hub: no network\nWhat to type: nothing helps")
 
 
+class Unfit(Toy):
+    """A scorer whose files say that it cannot judge."""
+
+    @classmethod
+    def check(cls, params: Mapping[str, object]) -> None:
+        raise UsageError("the tokenizer of Unfit does not give a text back")
+
+
+class Late(Toy):
+    """A scorer of which it is only seen when it is loaded that it cannot judge."""
+
+    @classmethod
+    def load(cls, params: Mapping[str, object], device: str) -> Toy:
+        raise UsageError("Late is not causal")
+
+
 class Broken(Toy):
     """A scorer that raises."""
 
@@ -339,5 +355,5 @@ class Failing(Speed):
 
 METHODS = {"counter": Counter, "stepless": Stepless, "foreign": Foreign}
 TASKS = {"tiny": TinyTask}
-SCORERS = {"toy": Toy, "blind": Blind, "absent": Absent, "broken": Broken}
+SCORERS = {"toy": Toy, "blind": Blind, "absent": Absent, "unfit": Unfit, "late": Late, "broken": Broken}
 METRICS = {"letters": MeanToken, "distance": Distance, "speed": Speed, "failing": Failing}

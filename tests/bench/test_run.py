@@ -216,12 +216,39 @@ def test_a_refusal_is_a_row_and_is_not_asked_again(here: Here) -> None:
 
 def test_a_scorer_that_cannot_be_had_is_left_out_and_said(here: Here) -> None:
     result = here.run(scorers="toy,absent")
-    assert result.exit_code == 0
+    assert result.exit_code == 1  # it was named
+    assert "1 failed:\n  Scorer absent is missing: could not obtain Absent (1 MB)\n" in result.stderr
     assert "Scorer absent is missing: could not obtain Absent (1 MB)" in result.stdout
     assert "What to type: nothing helps" in result.stderr
     rows = here.summary().query("scorer == 'absent'")
     assert set(rows["reason"]) == {"could not obtain Absent (1 MB)"}
     assert rows["value"].isna().all()
+
+
+def test_a_scorer_taken_by_default_may_be_missing(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tsdfm_bench.sweep.DEFAULT_SCORERS", ("toy", "absent"))
+    result = here.run(scorers=None)
+    assert result.exit_code == 0, result.stderr
+    assert "Scorer absent is missing: could not obtain Absent (1 MB)" in result.stdout
+
+
+def test_a_scorer_that_cannot_judge_is_refused_before_sampling(here: Here) -> None:
+    result = here.run(scorers="toy,unfit")
+    assert result.exit_code == 2
+    assert "does not give a text back" in result.stderr
+    assert not [event for event in here.events() if event.startswith(("sample", "load"))]
+    assert not here.out.plan_path.exists()
+
+
+@pytest.mark.parametrize("launcher", ["inline", "local"])
+def test_a_scorer_that_is_refused_when_it_is_loaded_costs_its_own_numbers_only(here: Here, launcher: str) -> None:
+    result = here.run("--launcher", launcher, scorers="late,toy", metrics="letters")
+    assert result.exit_code == 1
+    assert "Scorer late failed: Late is not causal" in result.stdout
+    assert "1 failed:\n  Late is not causal" in result.stderr
+    summary = here.summary()
+    assert set(summary.query("scorer == 'late'")["reason"]) == {"Late is not causal"}
+    assert summary.query("metric == 'gen_ppl/pooled' and scorer == 'toy'")["value"].notna().all()
 
 
 def test_a_scorer_that_is_gone_keeps_its_scores(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:

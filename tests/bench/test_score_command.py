@@ -29,6 +29,14 @@ def test_a_run_gets_more_scorers_and_metrics(here: Here) -> None:
     assert (here.tokens(cell) == before).all()
 
 
+def test_scorers_of_the_run_may_be_missing_and_those_named_here_may_not(here: Here) -> None:
+    here.run(scorers="toy,absent")
+    for named, code in (("toy[revision=2]", 0), ("absent", 1), ("unfit", 2), ("toy[revision=3]", 0)):
+        done = here.cli("score", "out", "--plugin", str(here.fakes), "--scorers", named)
+        assert done.exit_code == code, done.output
+        assert code == 2 or "Scorer absent is missing" in done.stdout
+
+
 def test_a_file_is_scored_whole(here: Here) -> None:
     lines = [json.dumps({"text": text}) for text in ("the tin man sat", "a man in a tree", "no one is here")]
     (here.folder / "mine.jsonl").write_text("\n".join(lines), encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,6 +39,7 @@ from transformers import (
 
 from tsdfm_bench.activation import TanhGELU
 from tsdfm_bench.errors import AssetError, UsageError
+from tsdfm_bench.summary import first_line
 from tsdfm_bench.tasks.scorers import transformer
 from tsdfm_bench.tasks.scorers.causal_lm import CausalLM, Gemma3, SmolLM2
 from tsdfm_bench.tasks.scorers.fast import log_total
@@ -340,6 +342,78 @@ def test_folder_without_safetensors_is_refused(folder, tmp_path):
     assert "pickled" in CausalLM.available({"name": str(tmp_path)})
 
 
+@pytest.mark.parametrize("settings", [[], ["tokenizer_config.json"]])
+def test_a_folder_without_a_tokenizer_says_so(folder, tmp_path, settings):
+    for file in ("config.json", "model.safetensors", *settings):
+        shutil.copy(folder / file, tmp_path)
+    for use in (CausalLM.check, lambda params: CausalLM.load({**params, "context": "<bos>"}, "cpu")):
+        with pytest.raises(AssetError, match=r"has no tokenizer files \(tokenizer\.json"):
+            use({"name": str(tmp_path)})
+
+
+def test_a_model_that_cannot_judge_is_told_before_its_weights_are_read(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(transformer, "read_model", lambda *_: pytest.fail("read"))
+    CausalLM.check({"name": str(folder)})
+    with pytest.raises(UsageError, match=r"context token '<nothing>' .* set option 'context'"):
+        CausalLM.check({"name": str(folder), "context": "<nothing>"})
+    lossy = str(with_tokenizer(folder, tmp_path / "lossy", normalizers.Lowercase()))
+    with pytest.raises(UsageError, match="does not give a text back"):
+        CausalLM.check({"name": lossy})
+    CausalLM.check({"name": lossy, "lossy": "true"})
+    sizes = {name: size for name, size in SIZES.items() if name != "num_key_value_heads"}
+    save_model(tmp_path / "encoder", BertForMaskedLM, BertConfig(vocab_size=258, pad_token_id=0, **sizes))
+    with pytest.raises(UsageError, match=r"is not causal: BertForMaskedLM sees the tokens"):
+        CausalLM.check({"name": str(tmp_path / "encoder")})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]},
+            r"it is a T5, which is not one\. Choose",
+        ),
+        (
+            {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}},
+            r"code of others is not run\. Choose a model whose architecture is part of transformers",
+        ),
+    ],
+)
+def test_models_of_other_kinds_are_named(folder, tmp_path, changes, message):
+    copy = edited(folder, tmp_path / "copy", **changes)
+    (copy / "own.py").write_text("raise SystemExit")
+    for use in (CausalLM.check, lambda params: CausalLM.load(params, "cpu")):
+        with pytest.raises(AssetError, match=f"cannot be read as a causal language model: .*{message}"):
+            use({"name": str(copy)})
+
+
+@pytest.mark.parametrize("device_map", [None, "auto"])
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, MemoryError, OSError])
+def test_memory_that_runs_out_while_a_model_is_read_says_what_to_choose(folder, monkeypatch, kind, device_map):
+    def no_memory(*_args, **_settings):
+        raise kind("out of memory")
+
+    owner, name = (LlamaForCausalLM, "from_pretrained") if device_map else (torch.nn.Module, "to")
+    monkeypatch.setattr(owner, name, no_memory)
+    with pytest.raises(AssetError, match=r"memory ran out while .* dtype=bfloat16, device_map=auto or another --d"):
+        CausalLM.load({"name": str(folder), "device_map": device_map or None}, "cpu")
+
+
+def test_a_revision_of_a_folder_is_refused(folder):
+    for params in ({"name": f"{folder}@deadbeef"}, {"name": str(folder), "revision": "main"}):
+        with pytest.raises(UsageError, match=r"is a folder and has no revision '(deadbeef|main)'"):
+            CausalLM.describe(params)
+
+
+def test_a_window_beyond_the_positions_of_a_model_is_refused(folder, tmp_path):
+    nested = edited(folder, tmp_path / "nested", max_position_embeddings=None, text_config=SIZES)
+    for path in (folder, nested):
+        assert CausalLM.describe({"name": str(path)}).window == 64
+        assert CausalLM.describe({"name": str(path), "window": 64, "stride": 32}).window == 64
+        with pytest.raises(UsageError, match=r"'window' .* at most the 64 positions of .*, not 4096"):
+            CausalLM.describe({"name": str(path), "window": "4096"})
+
+
 def test_truncated_weights_are_one_clear_error(folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
@@ -518,6 +592,7 @@ def test_gemma_shows_its_terms_until_they_are_accepted(monkeypatch):
     for attempt in (Gemma3.fetch, lambda params: Gemma3.load(params, "cpu")):
         with pytest.raises(AssetError, match="Gemma Terms of Use") as error:
             attempt({})
+        assert first_line(str(error.value)).endswith("before you agree to the Gemma Terms of Use")
         assert "TSDFM_BENCH_ACCEPT_GEMMA_TERMS=1" in str(error.value)
     monkeypatch.setenv("TSDFM_BENCH_ACCEPT_GEMMA_TERMS", "1")
     with pytest.raises(AssetError, match="could not obtain Gemma"):  # accepted, but this session has no network
@@ -698,5 +773,6 @@ def test_what_the_hub_refuses_is_explained(monkeypatch, kind, message):
 
     monkeypatch.setattr(hub, "_snapshot", refuse)
     monkeypatch.setattr(hub, "hub_refusal", lambda: None)
-    with pytest.raises(AssetError, match=message):
+    with pytest.raises(AssetError, match=message) as caught:
         CausalLM.describe({"name": "meta/model", "revision": "v9"})
+    assert re.search(message, first_line(str(caught.value)))  # as tables show it

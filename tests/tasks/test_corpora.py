@@ -175,19 +175,66 @@ def test_corpora_of_the_hub_ask_for_their_published_splits(name, monkeypatch):
     [("DatasetNotFoundError", "there is no HuggingFaceFW/fineweb-edu"), ("ConnectionError", "no route")],
 )
 def test_a_hub_that_does_not_answer_is_told_with_what_to_type(monkeypatch, kind, message):
-    import datasets
-    from datasets import exceptions
-
-    def refuse(*_args, **_settings):
-        raise getattr(exceptions, kind, ConnectionError)("no route")
-
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    refusing(monkeypatch, kind, "no route")
     with pytest.raises(AssetError) as caught:
         read("fineweb-edu", "train")
     assert message in str(caught.value)
     assert "TSDFM_BENCH_OFFLINE is set" in str(caught.value)
-    assert "text:fineweb-edu[path=FOLDER]" in str(caught.value)
+    assert "text:fineweb-edu[path=FOLDER] or TSDFM_BENCH_FINEWEB_EDU=FOLDER" in str(caught.value)
     assert "--task sotu" in str(caught.value)
+
+
+def refusing(monkeypatch, kind: str, text: str) -> None:
+    """Let `datasets` raise for every data set."""
+    import datasets
+    from datasets import exceptions
+
+    def refuse(*_args, **_settings):
+        raise getattr(exceptions, kind, ConnectionError)(text)
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "Dataset 'a/b' is a gated dataset on the Hub. You must be authenticated to access it.",
+            "a/b is gated: accept",
+        ),
+        ("Revision 'v9' doesn't exist for dataset 'a/b' on the Hub.", "a/b has no revision 'v9': check the branch"),
+        ("Dataset 'a/b' doesn't exist on the Hub or cannot be accessed.", "there is no a/b, or it is private"),
+    ],
+)
+def test_what_the_hub_says_of_a_data_set_is_explained(monkeypatch, text, message):
+    """`datasets` raises the same for all of it. A folder may stand in, and no variable is named that nobody reads."""
+    refusing(monkeypatch, "DatasetNotFoundError", text)
+    monkeypatch.setattr(docs, "hub_refusal", lambda: None)
+    with pytest.raises(AssetError) as caught:
+        read("hf:a/b@v9", "train")
+    assert message in str(caught.value)
+    assert "in its place: text:hf:a/b@v9[path=FOLDER]; or" in str(caught.value)
+
+
+def test_a_folder_stands_in_for_a_data_set_of_the_hub(tmp_path):
+    (tmp_path / "train.txt").write_text("one")
+    (tmp_path / "test.txt").write_text("two")
+    assert read("hf:a/b@v9", "train", path=str(tmp_path)) == ["one"]
+
+
+def test_without_a_hub_held_out_text_of_another_corpus_says_what_works_for_both(monkeypatch):
+    refusing(monkeypatch, "ConnectionError", "Couldn't reach 'Salesforce/wikitext' on the Hub (OfflineModeIsEnabled)")
+    monkeypatch.setattr(docs, "hub_refusal", lambda: "https://huggingface.co cannot be reached (no route)")
+    with pytest.raises(AssetError) as caught:
+        read("fineweb-edu", "test")
+    for part in (
+        "could not obtain the text 'wikitext-103'",
+        "cached: not in the local cache",
+        "cannot be reached (no route)",
+        "It is the held-out text of 'fineweb-edu': a folder in place of that, text:fineweb-edu[path=FOLDER] or",
+    ):
+        assert part in str(caught.value)
+    assert "Offline" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +242,7 @@ def test_a_hub_that_does_not_answer_is_told_with_what_to_type(monkeypatch, kind,
     [
         ('{"body": "x"}\n', "a.jsonl", "no text under 'text'.*it has: body.*option 'field'"),
         ("[1]\n", "a.jsonl", "it has: list"),
-        ("{\n", "a.jsonl", "is not JSON lines"),
+        ('{"text": "x"}\n\n{\n', "a.jsonl", r"a\.jsonl, line 3 is not JSON: .* at column 1"),
         ('{"text": 5}\n', "a.jsonl", "line 1 has no text under 'text' but a value of type int"),
         ('{"text": "\\ud800"}\n', "a.jsonl", "line 1 is no text: it has half a character"),
         (b"\xff\xfe\xfa", "a.txt", "is not UTF-8"),
@@ -318,8 +365,13 @@ def test_a_data_set_of_the_hub_may_have_a_revision(monkeypatch):
         read("hf:a/b@", "train")
 
 
-def test_a_citation_says_where_the_held_out_text_is_from(corpus, tmp_path):
-    assert docs.open_source("fineweb-edu").citation.endswith("(ODC-By 1.0); held out: WikiText-103")
+def test_a_citation_says_where_the_held_out_text_is_from(corpus, tmp_path, monkeypatch):
+    wikitext = "(ODC-By 1.0); held out: WikiText-103 (CC BY-SA 3.0), detokenised line by line"
+    assert docs.open_source("fineweb-edu").citation.endswith(wikitext)
+    with monkeypatch.context() as patch:
+        patch.setenv("TSDFM_BENCH_WIKITEXT_103", str(corpus))
+        local = docs.open_source("fineweb-edu").citation
+    assert local.endswith(f"{wikitext}; local files: corpus; held out: by hash")
     hashed = docs.open_source("fineweb-edu", path=str(corpus)).citation
     assert hashed.endswith("(ODC-By 1.0); local files: corpus; held out: by hash")
     (tmp_path / "corpus" / "test.txt").write_text("x")
@@ -333,7 +385,11 @@ def test_wrong_names_of_texts(tmp_path):
         read("fineweb-edo", "train")
     with pytest.raises(UsageError, match="needs a text: text:FOLDER"):
         TextCorpus.load({})
-    with pytest.raises(UsageError, match=r"has no \.txt"):
+    with pytest.raises(UsageError, match=r"has no \.txt, \.jsonl, \.parquet file: it is empty"):
+        read(tmp_path, "train")
+    for name in ("a.jsonl.gz", "b.jsonl.gz", "c.csv"):
+        (tmp_path / name).touch()
+    with pytest.raises(UsageError, match=r"file; it has: 2 \.jsonl\.gz, 1 \.csv"):
         read(tmp_path, "train")
     with pytest.raises(UsageError, match="no such folder"):
         read("lm1b", "train", path=str(tmp_path / "nowhere"))
@@ -599,8 +655,11 @@ def test_wrong_options(corpus, tokenizer, options, message):
 
 def test_empty_texts_say_what_to_do(tmp_path, tokenizer):
     (tmp_path / "book.txt").write_text("one long text without any mark between its parts")
-    with pytest.raises(UsageError, match=r"is empty: 0 documents.*documents=line"):
+    with pytest.raises(UsageError, match=r"is empty: no document was found there\..*documents=line"):
         load(tmp_path, tokenizer)
+    (tmp_path / "test.txt").write_text("short")
+    with pytest.raises(UsageError, match=r"the 1 documents found there do not fill one row of 16 tokens"):
+        load(tmp_path, tokenizer, packing="sedd")
 
 
 # --------------------------------------------------------------------------------------- what others call their ends
