@@ -35,7 +35,7 @@ class Outcome:
         skipped: cell id -> reason.
         failed: cell id -> last lines of the error.
         notes: sentences for the table.
-        broken: scorers and metrics that failed, and scorers that were named and are missing, each with its reason.
+        broken: scorers and metrics that failed, and missing ones if no named one is left, each with its reason.
     """
 
     skipped: dict[str, str] = field(default_factory=dict)

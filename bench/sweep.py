@@ -397,11 +397,13 @@ def _behaviour(cells: list[Cell], folder: RunFolder) -> list[str]:
 
 
 def _judge_notes(judges: list[Judge], names: Mapping[str, str], outcome: Outcome) -> None:
+    """What became of the judges. One may be missing; if all that were named are, what was asked for is not done."""
+    none_left = all(judge.unavailable for judge in judges if judge.named)
     for judge in judges:
         if judge.unavailable:
             missing = f"Scorer {judge.name} is missing: {first_line(judge.unavailable)}"
             outcome.notes.append(missing)
-            outcome.broken += [missing] if judge.named else []
+            outcome.broken += [missing] if judge.named and none_left else []
         elif judge.broken:
             outcome.notes.append(f"Scorer {judge.name} failed: {first_line(judge.broken)}")
             outcome.broken.append(judge.broken)
