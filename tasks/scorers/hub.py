@@ -21,7 +21,10 @@ PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 IGNORED = ["*/*"]
 MAX_HEADER_BYTES = 100_000_000
 
-_VOCABULARY = ("tokenizer*.json", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
+_VOCABULARY = (
+    *("tokenizer*.json", "vocab*", "merges.txt", "*.model", "*.spm", "*.tiktoken", "tekken.json"),
+    *("special_tokens_map.json", "added_tokens.json"),
+)
 _ABOUT_VOCABULARY = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")  # no tokenizer alone
 
 
