@@ -100,6 +100,10 @@ def train_command(
 
         return rehearse_command(recipe, stages, as_json)
     if tokenize:
+        if minutes is not None or any(value is not None for value in (launcher or {}).values()):
+            raise UsageError(
+                "--tokenize reads the text in this process, to its end: leave out --minutes and --launcher"
+            )
         text = training_text(load_task(parse_spec(recipe.task), Registry()))
         counts = ", ".join(f"{len(stream):,} of {split}" for split, stream in text.streams.items())
         reporter.note(f"Tokens of {recipe.task}: {counts}")

@@ -39,7 +39,6 @@ _GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)  # the constants of SplitMix64 as signed
 _MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX2 = 0x94D049BB133111EB - (1 << 64)
 _RACE_ELEMENTS, _RACE_ELEMENTS_GPU = 1 << 19, 1 << 25
-_FLAT_ELEMENTS = FEW_ELEMENTS  # so many are summed faster in one go, on a CPU
 _SEARCHED_AT_ONCE = 1 << 16  # the same of `from_logits`
 _LEAST = 5e-324  # the smallest positive level
 _KEPT = 64  # totals of small draws
@@ -58,7 +57,7 @@ def inverse_cdf(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (n,) int64 tokens and (n,) fp64 totals.
     """
-    if plain() or (weights.numel() <= _FLAT_ELEMENTS and weights.device.type == "cpu"):
+    if plain() or (weights.numel() <= FEW_ELEMENTS and weights.device.type == "cpu"):
         cdf = weights.cumsum(dim=1)
         return _reached(cdf, u[:, None] * cdf[:, -1:]).squeeze(1), cdf[:, -1]
     chosen, _, total = _block_search(weights, u[:, None])

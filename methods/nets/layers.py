@@ -58,10 +58,7 @@ class Rotary(nn.Module):
         end = start + x.shape[-2]
         if end > self.cos.shape[0]:
             self._extend(end)
-        cos, sin = self.cos[start:end].to(x.dtype), self.sin[start:end].to(x.dtype)
-        first, second = x.chunk(2, dim=-1)
-        turned = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
-        return torch.cat(turned, dim=-1)
+        return _turned(x, self.cos[start:end], self.sin[start:end])
 
     def along_rows(self, x: Tensor, start: int = 0) -> Tensor:
         """`forward` of projections (batch, length, heads * head) that are not split yet, on a CPU; the bits are equal.
@@ -81,10 +78,7 @@ class Rotary(nn.Module):
 
     def at(self, x: Tensor, positions: Tensor) -> Tensor:
         """`forward` of (n, heads, head) at n positions, all of them below the length seen so far."""
-        cos, sin = (table[positions, None].to(x.dtype) for table in (self.cos, self.sin))
-        first, second = x.chunk(2, dim=-1)
-        turned = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
-        return torch.cat(turned, dim=-1)
+        return _turned(x, self.cos[positions, None], self.sin[positions, None])
 
     @torch.inference_mode(False)  # what is kept may be needed with gradients later
     def _along_rows(self, heads: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,6 +88,14 @@ class Rotary(nn.Module):
         exchange[half:, :half] = -torch.eye(half)
         exchange[:half, half:] = torch.eye(half)
         return self.cos.to(dtype).repeat(1, 2 * heads), self.sin.to(dtype).repeat(1, 2 * heads), exchange
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(a, b) -> (a cos - b sin, b cos + a sin), a and b the halves of the last dimension."""
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
+    return torch.cat(turned, dim=-1)
 
 
 class SinusoidalEmbedding(nn.Module):

@@ -206,7 +206,7 @@ def test_tsdfm_samples_as_fsdfm(lab):
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_candidates_go_where_exact_weights_send_them(last, monkeypatch):
+def test_candidates_go_where_exact_weights_send_them(lab, last, monkeypatch):
     """Rough fp32 weights change no decision, at and around every threshold: of leaving, and of a token's interval."""
     rows, size = 600, 300
     generator = torch.Generator().manual_seed(5)
@@ -218,7 +218,7 @@ def test_candidates_go_where_exact_weights_send_them(last, monkeypatch):
     p = torch.softmax(logits.double(), dim=1)
     others = 1 - p.gather(1, current[:, None])[:, 0]
     leave = -torch.expm1(log_ratio * others)
-    kernel = CumulativeKernel(Posterior(None, Polynomial()))  # type: ignore[arg-type]
+    kernel = CumulativeKernel(Posterior(lab.TableDenoiser(2, 2), Polynomial()))
     lasts = torch.full((rows,), last)
     assert kernel.posterior.policy.roughly(logits, kernel.posterior.sharpen)
     found = []

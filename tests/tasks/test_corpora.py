@@ -735,6 +735,9 @@ def test_train_tokenizes_ahead_of_the_training_and_stops(corpus: Path, tokenizer
     refused = CliRunner().invoke(app, [*words, "--tokenize", "--dry-run"])
     assert refused.exit_code == 2
     assert "each train nothing: give one" in " ".join(refused.output.split())
+    refused = CliRunner().invoke(app, [*words, "--tokenize", "--launcher", "slurm"])
+    assert refused.exit_code == 2
+    assert "leave out --minutes and --launcher" in " ".join(refused.output.split())
 
 
 def test_cleaned_text_and_the_same_files_as_they_are_do_not_share_tokens(tmp_path: Path) -> None:

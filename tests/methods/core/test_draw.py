@@ -40,7 +40,7 @@ def test_inverse_cdf_at_the_edges_never_returns_weight_zero(monkeypatch):
     weights[3, [0, 128]] = torch.tensor([1.0, 1e-18], dtype=torch.float64)
     for u in (2.0**-53, 0.5, 1 - 2.0**-53):
         for flat in (0, 1 << 15):
-            monkeypatch.setattr(draw, "_FLAT_ELEMENTS", flat)
+            monkeypatch.setattr(draw, "FEW_ELEMENTS", flat)
             chosen, _ = draw.inverse_cdf(weights, torch.full((4,), u, dtype=torch.float64))
             assert (weights.gather(1, chosen[:, None]) > 0).all()
     nothing, _ = draw.inverse_cdf(torch.zeros(1, 130, dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64))
